@@ -1,0 +1,27 @@
+"""The kernels in CUDA C++, launched through CuPy."""
+
+from .affine import affine_backward, affine_forward, affine_inverse, affine_inverse_backward
+from .batch_norm import (
+    batch_norm_backward,
+    batch_norm_forward,
+    batch_norm_inverse,
+    batch_norm_inverse_backward,
+    moments,
+)
+from .columns import merge, permute, split
+from .densities import (
+    logistic_log_prob,
+    logistic_log_prob_backward,
+    normal_log_prob,
+    normal_log_prob_backward,
+)
+from .diagonal import (
+    diagonal_backward,
+    diagonal_forward,
+    diagonal_inverse,
+    diagonal_inverse_backward,
+)
+from .linear import linear_backward, linear_forward
+from .logit import logit_backward, logit_forward, logit_inverse, logit_inverse_backward
+from .optimizer import adam_step, ema_update, global_norm
+from .random import normal, uniform

@@ -1,0 +1,69 @@
+"""The affine map z = x e^s + t with s = bound * tanh(raw); formulas in reference/affine.py."""
+
+import cupy
+import numpy as np
+from cupy import ndarray
+
+from .launch import ARRAY, Family, per_column, per_row
+
+_family = Family("affine")
+_forward = _family.kernel(
+    "affine_forward", x=ARRAY, params=ARRAY, bound=ARRAY, z=ARRAY, log_det=ARRAY, tanh=ARRAY,
+    batch=np.int64, d=np.int64,
+)
+_inverse = _family.kernel(
+    "affine_inverse", z=ARRAY, params=ARRAY, bound=ARRAY, x=ARRAY, log_det=ARRAY, tanh=ARRAY,
+    batch=np.int64, d=np.int64,
+)
+_backward = _family.kernel(
+    "affine_backward", dz=ARRAY, dlog_det=ARRAY, x=ARRAY, tanh=ARRAY, bound=ARRAY, dx=ARRAY,
+    dparams=ARRAY, dbound=ARRAY, batch=np.int64, d=np.int64,
+)
+_inverse_backward = _family.kernel(
+    "affine_inverse_backward", dx=ARRAY, dlog_det=ARRAY, x=ARRAY, tanh=ARRAY, bound=ARRAY, dz=ARRAY,
+    dparams=ARRAY, dbound=ARRAY, batch=np.int64, d=np.int64,
+)
+
+
+def affine_forward(
+    x: ndarray, params: ndarray, bound: ndarray
+) -> tuple[ndarray, ndarray, ndarray]:
+    """z = x exp(s) + shift and log_det; returns z, log_det, tanh(raw)."""
+    batch, d = x.shape
+    z, log_det, tanh = cupy.empty_like(x), cupy.empty(batch, x.dtype), cupy.empty_like(x)
+    _forward(x.dtype, per_row(batch, d), x, params, bound, z, log_det, tanh, batch, d)
+    return z, log_det, tanh
+
+
+def affine_inverse(
+    z: ndarray, params: ndarray, bound: ndarray
+) -> tuple[ndarray, ndarray, ndarray]:
+    """x = (z - shift) exp(-s) and log_det; returns x, log_det, tanh(raw)."""
+    batch, d = z.shape
+    x, log_det, tanh = cupy.empty_like(z), cupy.empty(batch, z.dtype), cupy.empty_like(z)
+    _inverse(z.dtype, per_row(batch, d), z, params, bound, x, log_det, tanh, batch, d)
+    return x, log_det, tanh
+
+
+def affine_backward(
+    dz: ndarray, dlog_det: ndarray, x: ndarray, tanh: ndarray, bound: ndarray, dbound: ndarray
+) -> tuple[ndarray, ndarray]:
+    """Gradient of affine_forward: returns dx, dparams; dbound is added to."""
+    batch, d = x.shape
+    dx, dparams = cupy.empty_like(x), cupy.empty((batch, 2 * d), x.dtype)
+    _backward(
+        x.dtype, per_column(d), dz, dlog_det, x, tanh, bound, dx, dparams, dbound, batch, d
+    )
+    return dx, dparams
+
+
+def affine_inverse_backward(
+    dx: ndarray, dlog_det: ndarray, x: ndarray, tanh: ndarray, bound: ndarray, dbound: ndarray
+) -> tuple[ndarray, ndarray]:
+    """Gradient of affine_inverse: returns dz, dparams; dbound is added to."""
+    batch, d = x.shape
+    dz, dparams = cupy.empty_like(x), cupy.empty((batch, 2 * d), x.dtype)
+    _inverse_backward(
+        x.dtype, per_column(d), dx, dlog_det, x, tanh, bound, dz, dparams, dbound, batch, d
+    )
+    return dz, dparams

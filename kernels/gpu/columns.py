@@ -1,0 +1,47 @@
+"""Splitting, merging and permuting columns; see reference/columns.py.
+
+The indices are not checked against the width of x: a GPU would have to wait for the answer.
+"""
+
+import cupy
+import numpy as np
+from cupy import ndarray
+
+from .launch import ARRAY, INDICES, Family, per_row
+
+_family = Family("columns")
+_split = _family.kernel(
+    "split", x=ARRAY, kept=INDICES, transformed=INDICES, x_a=ARRAY, x_b=ARRAY,
+    batch=np.int64, d=np.int64, a=np.int64, b=np.int64,
+)
+_merge = _family.kernel(
+    "merge", x_a=ARRAY, x_b=ARRAY, kept=INDICES, transformed=INDICES, x=ARRAY,
+    batch=np.int64, a=np.int64, b=np.int64,
+)
+_permute = _family.kernel(
+    "permute", x=ARRAY, indices=INDICES, out=ARRAY, batch=np.int64, d=np.int64, n=np.int64
+)
+
+
+def split(x: ndarray, kept: ndarray, transformed: ndarray) -> tuple[ndarray, ndarray]:
+    """x[:, kept], x[:, transformed]."""
+    (batch, d), a, b = x.shape, kept.size, transformed.size
+    x_a, x_b = cupy.empty((batch, a), x.dtype), cupy.empty((batch, b), x.dtype)
+    _split(x.dtype, per_row(batch, max(a, b)), x, kept, transformed, x_a, x_b, batch, d, a, b)
+    return x_a, x_b
+
+
+def merge(x_a: ndarray, x_b: ndarray, kept: ndarray, transformed: ndarray) -> ndarray:
+    """The x with x[:, kept] = x_a and x[:, transformed] = x_b."""
+    batch, a, b = len(x_a), kept.size, transformed.size
+    x = cupy.empty((batch, a + b), x_a.dtype)
+    _merge(x.dtype, per_row(batch, max(a, b)), x_a, x_b, kept, transformed, x, batch, a, b)
+    return x
+
+
+def permute(x: ndarray, indices: ndarray) -> ndarray:
+    """x[:, indices]."""
+    (batch, d), n = x.shape, indices.size
+    out = cupy.empty((batch, n), x.dtype)
+    _permute(x.dtype, per_row(batch, n), x, indices, out, batch, d, n)
+    return out

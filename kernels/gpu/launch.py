@@ -1,0 +1,114 @@
+"""Compiles the CUDA sources and launches their kernels with every argument checked.
+
+CuPy does not check what it hands to a kernel of ours: a Python float for a `float` parameter
+arrives as 0.0, a float64 array for a `float*` or a strided array is taken without a word. Here each
+kernel states its parameters once, and a call that does not fit is a TypeError:
+
+    family = Family("example")                                      # the templates of example.cu
+    scale = family.kernel("scale", x=ARRAY, factor=REAL, n=np.int64)
+    scale(x.dtype, per_element(x.size), x, 0.5, x.size)             # scale<float> or scale<double>
+"""
+
+from collections.abc import Callable
+from importlib.resources import files
+from numbers import Integral, Real
+
+import cupy
+import numpy as np
+from numpy.typing import DTypeLike
+
+# What a parameter may be. Other scalars are named by a NumPy type: np.int64 for a long long.
+REAL = "a real number"  # T
+ARRAY = "an array of reals"  # T*
+INDICES = "an array of indices"  # long long*
+DOUBLES = "an array of doubles"  # double*, whatever T is
+
+Launch = tuple[tuple[int, ...], tuple[int, ...]]  # (grid, block)
+
+_SOURCES = files("npflow.kernels") / "cuda"
+_ARRAY_DTYPES = {INDICES: np.dtype(np.int64), DOUBLES: np.dtype(np.float64)}
+_TYPE_NAMES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
+
+
+def per_element(n: int) -> Launch:
+    """One thread an element; the kernel strides over the grid."""
+    return (min(-(-n // 256), 65535),), (256,)
+
+
+def per_row(rows: int, width: int) -> Launch:
+    """One block a row of `width` elements; whole warps, as a sum over the block needs them."""
+    return (min(rows, 65535),), (min(-(-width // 32), 8) * 32,)
+
+
+def per_column(columns: int) -> Launch:
+    """One block a tile of up to 8 columns (32 bytes, a sector, in float): 512 threads."""
+    width = min(8, 1 << (columns - 1).bit_length())
+    return (-(-columns // width),), (width, 512 // width)
+
+
+class Family:
+    """The kernels of cuda/<name>.cu, compiled together at first use, once for each dtype."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._kernels: list[str] = []
+        self._modules: dict[np.dtype, cupy.RawModule] = {}
+
+    def kernel(self, name: str, **parameters: str | type[np.generic]) -> Callable[..., None]:
+        """The launcher of the template `name`, with its parameters in the order of the source.
+
+        Call it as launcher(dtype, (grid, block), *arguments). A grid of zero blocks does nothing.
+        """
+        self._kernels.append(name)
+
+        def launch(dtype: DTypeLike, size: Launch, *arguments: object) -> None:
+            dtype = np.dtype(dtype)
+            if dtype not in _TYPE_NAMES:
+                raise TypeError(f"{name}: dtype {dtype}; expected float32 or float64")
+            if len(arguments) != len(parameters):
+                raise TypeError(
+                    f"{name}: {len(arguments)} arguments; expected {', '.join(parameters)}"
+                )
+            checked = tuple(
+                _checked(f"{name}: {parameter}", kind, argument, dtype)
+                for (parameter, kind), argument in zip(parameters.items(), arguments, strict=True)
+            )
+            if size[0][0] > 0:
+                self._function(name, dtype)(*size, checked)
+
+        return launch
+
+    def _function(self, name: str, dtype: np.dtype) -> Callable[..., None]:
+        real = _TYPE_NAMES[dtype]
+        if dtype not in self._modules:
+            # The header goes into the text: CuPy's cache of binaries would not see it change.
+            common = (_SOURCES / "common.cuh").read_text()
+            source = (_SOURCES / f"{self.name}.cu").read_text()
+            self._modules[dtype] = cupy.RawModule(
+                code=source.replace('#include "common.cuh"', common),
+                options=("-std=c++17",),
+                name_expressions=[f"{kernel}<{real}>" for kernel in self._kernels],
+            )
+        return self._modules[dtype].get_function(f"{name}<{real}>")
+
+
+def _checked(
+    label: str, kind: str | type[np.generic], argument: object, dtype: np.dtype
+) -> cupy.ndarray | np.generic:
+    """The argument as the kernel's parameter needs it, or a TypeError that begins with label."""
+    if kind == ARRAY or kind in _ARRAY_DTYPES:
+        wanted = _ARRAY_DTYPES.get(kind, dtype)
+        if not isinstance(argument, cupy.ndarray):
+            raise TypeError(f"{label} is a {type(argument).__name__}; expected a CuPy array")
+        if argument.dtype != wanted:
+            raise TypeError(f"{label} has dtype {argument.dtype}; expected {wanted}")
+        if not argument.flags.c_contiguous:
+            raise TypeError(f"{label} is not C-contiguous; pass cupy.ascontiguousarray of it")
+        return argument
+    scalar = dtype.type if kind == REAL else kind
+    number = Real if issubclass(scalar, np.floating) else Integral
+    if not isinstance(argument, number) or isinstance(argument, bool):
+        raise TypeError(
+            f"{label} is {argument!r} ({type(argument).__name__}); expected {scalar.__name__}"
+        )
+    return scalar(argument)

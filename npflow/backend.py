@@ -1,0 +1,92 @@
+"""Where arrays live and which kernels work on them.
+
+    reference   NumPy arrays, kernels in plain NumPy: the specification, to read and to test against
+    numpy       NumPy arrays, kernels in Numba: the default on a CPU
+    cupy        CuPy arrays, kernels in CUDA C++: a GPU
+
+A Backend is chosen once and passed on explicitly; there is no global current backend. This is the
+only module that imports CuPy or the kernels.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from npflow.errors import BackendError, DtypeError
+
+Array = Any  # a NumPy or a CuPy array
+
+NAMES = ("reference", "numpy", "cupy")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array module, a set of kernels and the floating-point type of all parameters."""
+
+    name: str
+    xp: Any
+    kernels: ModuleType
+    dtype: np.dtype
+
+    def array(self, values: Any) -> Array:
+        """values as an array of this backend and its dtype; copies only where it must."""
+        return self.xp.asarray(values, dtype=self.dtype)
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        """array on the host."""
+        return array.get() if hasattr(array, "get") else np.asarray(array)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether reading a number makes the host wait for a device."""
+        return self.xp is not np
+
+
+def get_backend(name: str | Backend = "auto", dtype: Any = None) -> Backend:
+    """The backend of that name: "reference", "numpy", "cupy", or "auto".
+
+    "auto" is cupy if a CUDA device answers, else numpy. dtype is float32 (the default) or float64.
+    A Backend passes through, with dtype replaced if one is given.
+
+    Raises BackendError if the name is unknown or the backend cannot run here, and DtypeError for
+    any other dtype.
+    """
+    if isinstance(name, Backend):
+        return name if dtype is None else get_backend(name.name, dtype)
+    dtype = np.dtype("float32" if dtype is None else dtype)
+    if dtype not in (np.float32, np.float64):
+        raise DtypeError(f"dtype is {dtype}; expected float32 or float64")
+    if name == "auto":
+        name = "cupy" if _cuda_problem() is None else "numpy"
+    if name not in NAMES:
+        raise BackendError(f"unknown backend {name!r}; choose one of auto, {', '.join(NAMES)}")
+    if name == "reference":
+        return Backend(name, np, importlib.import_module("npflow.kernels.reference"), dtype)
+    if name == "numpy":
+        return Backend(name, np, importlib.import_module("npflow.kernels.cpu"), dtype)
+    if problem := _cuda_problem():
+        raise BackendError(problem)
+    xp = importlib.import_module("cupy")
+    return Backend(name, xp, importlib.import_module("npflow.kernels.gpu"), dtype)
+
+
+def _cuda_problem() -> str | None:
+    """What keeps the cupy backend from running here, and what to do; None if nothing does."""
+    if importlib.util.find_spec("cupy") is None:
+        return (
+            "backend 'cupy' needs CuPy, which is not installed: pip install 'npflow[cuda12]' "
+            "(CUDA 12) or 'npflow[cuda13]' (CUDA 13), or use --backend numpy"
+        )
+    cupy = importlib.import_module("cupy")
+    if not cupy.is_available():
+        return (
+            f"backend 'cupy': CuPy {cupy.__version__} is installed but finds no CUDA device; "
+            "check nvidia-smi and the driver, or use backend 'numpy'"
+        )
+    return None

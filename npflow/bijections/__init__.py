@@ -1,0 +1,32 @@
+"""Invertible layers: see bijection.py for the protocol."""
+
+from .batchnorm import BatchNorm
+from .bijection import Bijection
+from .chain import Chain, Memory
+from .coupling import Coupling
+from .diagonal import Diagonal
+from .inverse import Inverse
+from .masks import checkerboard, half, parity
+from .permutation import Permutation, reverse, shuffle, swap_halves
+from .preprocess import Logit, dequantize
+from .scale import Scale
+
+__all__ = [
+    "BatchNorm",
+    "Bijection",
+    "Chain",
+    "Coupling",
+    "Diagonal",
+    "Inverse",
+    "Logit",
+    "Memory",
+    "Permutation",
+    "Scale",
+    "checkerboard",
+    "dequantize",
+    "half",
+    "parity",
+    "reverse",
+    "shuffle",
+    "swap_halves",
+]

@@ -1,0 +1,7 @@
+"""Elementwise maps given their parameters, shared by couplings and autoregressive flows."""
+
+from .additive import Additive
+from .affine import Affine
+from .elementwise import ElementwiseMap
+
+__all__ = ["Additive", "Affine", "ElementwiseMap"]

@@ -1,0 +1,279 @@
+"""A normalizing flow: a base distribution and a bijection from data to its latents.
+
+    log p(x) = log p_base(z) + log|det dz/dx|,   z = forward(x)          (arXiv:1605.08803, eq. 2)
+
+A training step reads from top to bottom: `Flow.loss_and_grad`, `Chain.training_forward`,
+`Coupling.forward`, `MLP.forward`, `Affine.forward`, the kernels; then the base's log_prob and its
+gradient; then the same files backwards; then `Adam.step` over the flat buffer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npflow import checkpoint
+from npflow.backend import Array, Backend, get_backend
+from npflow.bijections.bijection import Bijection
+from npflow.bijections.chain import STORE, Chain, Memory, as_memory, check_drift
+from npflow.distributions import Distribution
+from npflow.errors import DtypeError, NonFiniteError, ShapeError
+from npflow.params import Component, ParamStore, from_config, to_config
+
+FORMAT = "npflow.flow"
+
+
+class Flow:
+    """base + bijection on one backend, with all parameters in one flat buffer.
+
+    base             : distribution of the latents
+    bijection        : data -> latents; anything but a Chain is put into one
+    backend          : a name ("auto", "reference", "numpy", "cupy") or a Backend
+    dtype            : "float32" (default) or "float64"
+    seed             : initial parameters
+    context_features : features of the context a row, 0 for an unconditional flow
+    shape            : the shape of one x; (base.features,) unless the bijection changes it
+    """
+
+    def __init__(
+        self,
+        base: Distribution,
+        bijection: Bijection,
+        *,
+        backend: str | Backend = "auto",
+        dtype: Any = None,
+        seed: int = 0,
+        context_features: int = 0,
+        shape: tuple[int, ...] | None = None,
+    ):
+        self.base = base
+        self.bijection = bijection if isinstance(bijection, Chain) else Chain((bijection,))
+        self.backend = get_backend(backend, dtype)
+        self.context_features = context_features
+        self.shape = (base.features,) if shape is None else tuple(shape)
+        self.params = ParamStore(_Model(base, self.bijection), self.backend, seed)
+        self.drift = 0.0  # the largest error of the last `invert` walk back, relative to 1 + |x|
+
+    @property
+    def features(self) -> int:
+        """The number of dimensions of one x."""
+        return int(np.prod(self.shape))
+
+    def log_prob(self, x: Array, context: Array | None = None) -> Array:
+        """log p(x) in nats, (B,).
+
+        x: (B, *shape) floating-point. Raises ShapeError, DtypeError, or NonFiniteError naming the
+        input or the first layer that is not finite.
+        """
+        x, context = self._check_input(x, context)
+        z, log_det, _ = self.bijection.forward(x, context)
+        log_prob = self.base.log_prob(z) + log_det
+        self._require_finite(log_prob, x, context)
+        return log_prob
+
+    def nll_and_grad(
+        self, x: Array, context: Array | None = None, memory: str | Memory = STORE
+    ) -> float:
+        """The mean of -log p(x) over the batch, in nats, as training sees it.
+
+        Its gradient is left in `params.grads`. Raises as log_prob, and InversionDriftError if the
+        `invert` schedule strayed too far.
+        """
+        x, context = self._check_input(x, context)
+        loss = float(self.loss_and_grad(x, context, memory))
+        if not np.isfinite(loss):
+            raise self.non_finite_error(x, context)
+        return loss
+
+    def loss_and_grad(
+        self, x: Array, context: Array | None = None, memory: str | Memory = STORE
+    ) -> Array:
+        """nll_and_grad without checks and without waiting for a device: a 0-d float64 array."""
+        xp = self.backend.xp
+        self.params.zero_grads()
+        z, log_det, cache = self.bijection.training_forward(x, context, as_memory(memory))
+        log_prob = self.base.log_prob(z) + log_det
+        dlog_prob = xp.full(len(x), -1 / len(x), self.backend.dtype)  # of loss = -mean log_prob
+        dz = self.base.backward(z, dlog_prob)
+        self.bijection.backward(cache, dz, dlog_prob)
+        self.drift = check_drift(self.bijection, cache)
+        return -xp.mean(log_prob, dtype=np.float64)
+
+    def sample(
+        self, n: int, seed: int = 0, temperature: float = 1.0, context: Array | None = None
+    ) -> Array:
+        """n samples (n, *shape): latents scaled by temperature and mapped back to data.
+
+        The same seed gives the same samples on every backend, up to rounding.
+        """
+        z = self.base.sample(n, seed, 0, temperature)
+        return self.from_latent(z, context)
+
+    def sample_and_log_prob(
+        self, n: int, seed: int = 0, context: Array | None = None
+    ) -> tuple[Array, Array]:
+        """n samples and their log p, (n, *shape) and (n,), in one pass."""
+        context = self._check_context(n, context)
+        z = self.base.sample(n, seed)
+        x, log_det, _ = self.bijection.inverse(z, context)
+        return x, self.base.log_prob(z) - log_det
+
+    def reverse_kl_and_grad(
+        self,
+        target: Callable[[Array], tuple[Array, Array]],
+        n: int,
+        seed: int,
+        step: int = 0,
+        context: Array | None = None,
+        memory: str | Memory = STORE,
+    ) -> float:
+        """E_{x ~ q}[log q(x) - log p(x)] over n samples, and its gradient in `params.grads`.
+
+        target : x (n, *shape) -> log p(x) (n,) up to a constant, and its gradient (n, *shape)
+        step   : which n samples of the seed's stream to take
+
+        With x = inverse(z) the gradient goes through sampling (arXiv:1505.05770, eq. 15):
+        log q(x) = log p_base(z) - log_det, so dlog_det = -1/n and dx = -(d log p / dx) / n.
+        """
+        xp = self.backend.xp
+        context = self._check_context(n, context)
+        self.params.zero_grads()
+        z = self.base.sample(n, seed, step)
+        x, log_det, cache = self.bijection.inverse(z, context, as_memory(memory))
+        log_p, dlog_p = target(x)
+        log_q = self.base.log_prob(z) - log_det
+        dx = self.backend.array(dlog_p) * (-1 / n)
+        self.bijection.inverse_backward(cache, dx, xp.full(n, -1 / n, self.backend.dtype))
+        self.drift = check_drift(self.bijection, cache)
+        loss = float(xp.mean(log_q - log_p, dtype=np.float64))
+        if not np.isfinite(loss):
+            raise NonFiniteError(
+                f"the reverse KL is {loss}: the target's log-density or a layer overflowed on one "
+                "of the samples; lower the learning rate or bound the target's tails"
+            )
+        return loss
+
+    def to_latent(self, x: Array, context: Array | None = None) -> Array:
+        """z = forward(x)."""
+        x, context = self._check_input(x, context)
+        return self.bijection.forward(x, context)[0]
+
+    def from_latent(self, z: Array, context: Array | None = None) -> Array:
+        """x = inverse(z)."""
+        z = self._check_array("z", z, (self.base.features,))
+        return self.bijection.inverse(z, self._check_context(len(z), context))[0]
+
+    def initialize(self, x: Array, context: Array | None = None) -> None:
+        """Set data-dependent parameters and statistics from one batch, layer by layer."""
+        x, context = self._check_input(x, context)
+        self.bijection.initialize(x, context)
+
+    def update_statistics(self, x: Array, context: Array | None = None) -> None:
+        """Set stored statistics (of batch normalisation) from x, layer by layer."""
+        x, context = self._check_input(x, context)
+        self.bijection.update_statistics(x, context)
+
+    def config(self) -> dict[str, Any]:
+        """All that is needed, with the parameters, to build this flow again; plain JSON values."""
+        return {
+            "base": to_config(self.base),
+            "bijection": to_config(self.bijection),
+            "shape": list(self.shape),
+            "context_features": self.context_features,
+        }
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the flow to one safetensors file that rebuilds it by itself.
+
+        The file is written whole or not at all. Raises CheckpointError if it cannot be written.
+        """
+        checkpoint.write(path, self.params.to_numpy(), FORMAT, {"flow": self.config()})
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike, backend: str | Backend = "auto", dtype: Any = None
+    ) -> Flow:
+        """Read a flow written by `save`, on any backend; dtype is the file's unless given.
+
+        Nothing in the file is executed. Raises CheckpointError if it is missing, damaged or foreign.
+        """
+        arrays, header = checkpoint.read(Path(path), FORMAT)
+        config = header["flow"]
+        stored = next(iter(arrays.values())).dtype if arrays else np.dtype("float32")
+        flow = cls(
+            from_config(config["base"]),
+            from_config(config["bijection"]),
+            backend=backend,
+            dtype=stored if dtype is None else dtype,
+            context_features=config["context_features"],
+            shape=tuple(config["shape"]),
+        )
+        flow.params.load(arrays)
+        return flow
+
+    def non_finite_error(self, x: Array, context: Array | None = None) -> NonFiniteError:
+        """The error that names the first thing that is not finite when x goes through the flow."""
+        isfinite, advice = self.backend.xp.isfinite, "lower the learning rate or clip the gradient"
+        for what, name in ((x, "the data"), (context, "the context")):
+            if what is not None and not isfinite(what).all():
+                return NonFiniteError(f"{name} has NaN or infinite values; remove or replace them")
+        for name in self.params.table:
+            if not isfinite(self.params.value(name)).all():
+                return NonFiniteError(f"parameter {name} is not finite; {advice}")
+        for k, layer in enumerate(self.bijection.layers):
+            x, log_det, _ = layer.training_forward(x, context)
+            if not (isfinite(x).all() and isfinite(log_det).all()):
+                return NonFiniteError(
+                    f"layer {k} ({type(layer).__name__}) forward gives values that are not finite "
+                    f"from finite input; check the range of the data, {advice}"
+                )
+        return NonFiniteError(f"the base distribution's log-density is not finite; {advice}")
+
+    def _require_finite(self, log_prob: Array, x: Array, context: Array | None) -> None:
+        if not self.backend.xp.isfinite(log_prob).all():
+            raise self.non_finite_error(x, context)
+
+    def _check_input(self, x: Array, context: Array | None) -> tuple[Array, Array | None]:
+        x = self._check_array("x", x, self.shape)
+        return x, self._check_context(len(x), context)
+
+    def _check_context(self, rows: int, context: Array | None) -> Array | None:
+        if not self.context_features:
+            if context is not None:
+                raise ShapeError("this flow takes no context (context_features=0), but one is given")
+            return None
+        if context is None:
+            raise ShapeError(f"this flow needs a context of shape ({rows}, {self.context_features})")
+        context = self._check_array("context", context, (self.context_features,))
+        if len(context) != rows:
+            raise ShapeError(f"context has {len(context)} rows for {rows} rows of data")
+        return context
+
+    def _check_array(self, name: str, array: Array, shape: tuple[int, ...]) -> Array:
+        array = self.backend.xp.asarray(array)
+        if array.shape[1:] != shape or array.ndim == 0:
+            raise ShapeError(f"{name} has shape {array.shape}; expected (batch, {_list(shape)})")
+        if len(array) == 0:
+            raise ShapeError(f"{name} is an empty batch; expected one row or more")
+        if array.dtype.kind != "f":
+            raise DtypeError(
+                f"{name} has dtype {array.dtype}; expected floating-point. For integer data such as "
+                "8-bit images add uniform noise first: npflow.dequantize(backend, x, seed, step)"
+            )
+        return array.astype(self.backend.dtype, copy=False)
+
+
+class _Model(Component):
+    """The root of the component tree: names start with "base" and "bijection"."""
+
+    def __init__(self, base: Distribution, bijection: Bijection):
+        self.base = base
+        self.bijection = bijection
+
+
+def _list(shape: tuple[int, ...]) -> str:
+    return ", ".join(str(n) for n in shape)

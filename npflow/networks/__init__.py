@@ -1,0 +1,5 @@
+"""Conditioner networks: forward and hand-written backward."""
+
+from .mlp import MLP
+
+__all__ = ["MLP"]
