@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic, overload, register_jitable
 
-_OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy", "forceinline": True}
+_LOOP: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
+_INLINE: dict[str, Any] = {**_LOOP, "forceinline": True}
 
 # Bits of the mantissa and of the whole number.
 _BITS = {types.float32: (23, 32), types.float64: (52, 64)}
@@ -97,7 +98,7 @@ def accumulate(typingctx, total, x):
 
 def _define(dtype: type[np.floating[Any]]) -> dict[str, Callable[..., Any]]:
     """The functions for one dtype. All constants have it: a float64 literal would widen float32."""
-    inline = register_jitable(**_OPTIONS)
+    inline = register_jitable(**_INLINE)
     single = dtype is np.float32
     info = np.finfo(dtype)
     zero, half, one, two, inf, nan = map(dtype, (0, 0.5, 1, 2, np.inf, np.nan))
@@ -202,7 +203,14 @@ def _define(dtype: type[np.floating[Any]]) -> dict[str, Callable[..., Any]]:
         result = x if u == one else result
         return result if x > -one else (-inf if x == -one else nan)
 
-    return {"exp": exp, "tanh": tanh, "sigmoid": sigmoid, "log": log, "log1p": log1p}
+    log1p_ = inline(log1p)
+
+    def logistic_log_density(x):
+        absolute = abs(x)
+        return -absolute - two * log1p_(exp_(-absolute))
+
+    functions = exp, tanh, sigmoid, log, log1p, logistic_log_density
+    return {function.__name__: function for function in functions}
 
 
 _DEFINITIONS = {types.float32: _define(np.float32), types.float64: _define(np.float64)}
@@ -211,7 +219,7 @@ _DEFINITIONS = {types.float32: _define(np.float32), types.float64: _define(np.fl
 def _public(function: Callable[..., Any]) -> Callable[..., Any]:
     """Makes compiled calls of this function take the definition for the argument's type."""
 
-    @overload(function, jit_options=_OPTIONS)
+    @overload(function, jit_options=_INLINE)
     def _(x):
         return _DEFINITIONS[x][function.__name__] if x in _DEFINITIONS else None
 
@@ -241,3 +249,24 @@ def log(x):
 @_public
 def log1p(x):
     """log(1 + x), relatively exact near 0: -inf at -1, NaN below."""
+
+
+@_public
+def logistic_log_density(x):
+    """log(sigmoid(x) sigmoid(-x)), without cancellation."""
+
+
+@njit(**_LOOP)
+def exp_in_place(block):
+    """block = exp(block) for contiguous rows, as one flat loop: full vectors for short rows too."""
+    flat = block.reshape(block.size)
+    for k in range(flat.size):
+        flat[k] = exp(flat[k])
+
+
+@njit(**_LOOP)
+def tanh_in_place(block):
+    """block = tanh(block), likewise."""
+    flat = block.reshape(block.size)
+    for k in range(flat.size):
+        flat[k] = tanh(flat[k])

@@ -1,14 +1,22 @@
-"""Running one kernel on several threads, in parts whose results do not depend on their number."""
+"""Compiling a kernel, and running it on several threads with the same result for any number."""
 
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from numba import njit
+from numba.extending import register_jitable
+from numpy.typing import NDArray
+
 from npflow.errors import ConfigurationError
 
-# Elements below which waking another thread costs more than it saves.
+# Below this many elements with an exp each, waking another thread costs more than it saves.
 THRESHOLD = 1 << 16
+# A kernel that only moves, multiplies and adds counts this many elements as one.
+CHEAP = 16
+
+kernel = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 
 
 def _count() -> int:
@@ -36,24 +44,46 @@ def _forget_pool() -> None:
 os.register_at_fork(after_in_child=_forget_pool)
 
 
-def run(kernel: Callable[..., None], n: int, work: int, *args: Any) -> None:
-    """kernel(0, n, *args), as kernel(start, stop, *args) on several threads if work is large.
+@register_jitable
+def block_rows(columns: int) -> int:
+    """Rows in a block: few enough for the first caches, and never a matter of the threads."""
+    return max(16, 4096 // max(columns, 1))
 
-    work is the number of elements. The kernel must release the GIL and must write the same values
-    however [0, n) is cut: rows that are independent, or blocks of a size that n alone decides.
+
+def block_count(x: NDArray[Any]) -> int:
+    """The number of blocks of rows in x (B, D)."""
+    rows, columns = x.shape
+    return -(-rows // block_rows(columns))
+
+
+def run(function: Callable[..., None], n: int, work: int, *args: Any) -> None:
+    """function(0, n, *args), as function(start, stop, *args) on several threads if work is large.
+
+    work is the number of elements. The function must release the GIL and write the same values
+    however [0, n) is cut: n counts rows that are independent, or blocks of a fixed size.
     """
     global _pool
     threads = min(THREADS, n)
     if work < THRESHOLD or threads < 2:
-        kernel(0, n, *args)
+        function(0, n, *args)
         return
     if _pool is None:
         _pool = ThreadPoolExecutor(THREADS - 1, "npflow")
     cuts = [n * i // threads for i in range(threads + 1)]
     others = [
-        _pool.submit(kernel, start, stop, *args)
+        _pool.submit(function, start, stop, *args)
         for start, stop in zip(cuts[1:-1], cuts[2:], strict=True)
     ]
-    kernel(0, cuts[1], *args)
+    function(0, cuts[1], *args)
     for other in others:
         other.result()
+
+
+@kernel
+def add_parts(parts: NDArray[Any], sign: int, total: NDArray[Any]) -> None:
+    """total (D,) += sign * the sum of parts (blocks, D), which is float64 and added in order."""
+    for block in range(1, len(parts)):
+        for j in range(parts.shape[1]):
+            parts[0, j] += parts[block, j]
+    for j in range(len(total)):
+        total[j] += sign * parts[0, j]

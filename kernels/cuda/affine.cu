@@ -62,7 +62,7 @@ __global__ void affine_backward(
             const T dlog_scale = dx_i * x[i] + dlog_det[row];
             dx[i] = dx_i;
             dparams[row * 2 * d + j] = dz[i];
-            dparams[row * 2 * d + d + j] = dlog_scale * bound[j] * (1 - t * t);
+            dparams[row * 2 * d + d + j] = dlog_scale * bound[j] * (1 - t) * (1 + t);
             sum += dlog_scale * t;
         }
     }
@@ -85,7 +85,7 @@ __global__ void affine_inverse_backward(
             const T dlog_scale = -dx[i] * x[i] - dlog_det[row];
             dz[i] = dz_i;
             dparams[row * 2 * d + j] = -dz_i;
-            dparams[row * 2 * d + d + j] = dlog_scale * bound[j] * (1 - t * t);
+            dparams[row * 2 * d + d + j] = dlog_scale * bound[j] * (1 - t) * (1 + t);
             sum += dlog_scale * t;
         }
     }

@@ -37,7 +37,7 @@ __global__ void activate_backward(
             switch (activation) {
                 case RELU: da *= y[i] > 0 ? T(1) : T(0); break;
                 case LEAKY_RELU: da *= y[i] > 0 ? T(1) : leaky_slope; break;
-                case TANH: da *= 1 - y[i] * y[i]; break;
+                case TANH: da *= (1 - y[i]) * (1 + y[i]); break;  // exact near 1
                 case ELU: da *= y[i] > 0 ? T(1) : y[i] + 1; break;
             }
             if (activation != IDENTITY) dy[i] = da;

@@ -42,9 +42,8 @@ def linear_backward(
     activation: str,
     dweight: ndarray,
     dbias: ndarray,
-    need_dx: bool,
-) -> ndarray | None:
-    """Gradient of linear_forward: returns dx or None; dweight and dbias are added to.
+) -> ndarray:
+    """Gradient of linear_forward: returns dx; dweight and dbias are added to.
 
     dy is overwritten by da = dy act'(y).
     """
@@ -53,7 +52,7 @@ def linear_backward(
         y.dtype, per_column(d), dy, y, _code(activation), LEAKY_SLOPE, dbias, batch, d
     )
     cupy.cublas.gemm("T", "N", x, dy, out=dweight, alpha=1.0, beta=1.0)
-    return cupy.matmul(dy, weight.T) if need_dx else None
+    return cupy.matmul(dy, weight.T)
 
 
 def _code(activation: str) -> int:
