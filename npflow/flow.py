@@ -264,7 +264,7 @@ class Flow:
                 f"{name} has dtype {array.dtype}; expected floating-point. For integer data such as "
                 "8-bit images add uniform noise first: npflow.dequantize(backend, x, seed, step)"
             )
-        return array.astype(self.backend.dtype, copy=False)
+        return self.backend.xp.ascontiguousarray(array, dtype=self.backend.dtype)
 
 
 class _Model(Component):

@@ -57,10 +57,10 @@ def _backward(start, stop, sign, given, out, dx, dz, dlog_det, x, tanh, bound, d
             dlog_det_i = dlog_det[i]
             for j in range(d):
                 out[i, j] *= given[i, j]
-            for j in range(d):
+                dparams[i, j] = sign * dz[i, j]
+            for j in range(d):  # few arrays a loop: LLVM gives up where many could overlap
                 dlog_scale = sign * (dx[i, j] * x[i, j] + dlog_det_i)
                 parts[block, j] += dlog_scale * tanh[i, j]
-                dparams[i, j] = sign * dz[i, j]
                 dparams[i, d + j] = dlog_scale * bound[j] * (one - tanh[i, j] * tanh[i, j])
 
 

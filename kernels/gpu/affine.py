@@ -10,24 +10,22 @@ _family = Family("affine")
 _forward = _family.kernel(
     "affine_forward", x=ARRAY, params=ARRAY, bound=ARRAY, z=ARRAY, log_det=ARRAY, tanh=ARRAY,
     batch=np.int64, d=np.int64,
-)
+)  # fmt: skip
 _inverse = _family.kernel(
     "affine_inverse", z=ARRAY, params=ARRAY, bound=ARRAY, x=ARRAY, log_det=ARRAY, tanh=ARRAY,
     batch=np.int64, d=np.int64,
-)
+)  # fmt: skip
 _backward = _family.kernel(
     "affine_backward", dz=ARRAY, dlog_det=ARRAY, x=ARRAY, tanh=ARRAY, bound=ARRAY, dx=ARRAY,
     dparams=ARRAY, dbound=ARRAY, batch=np.int64, d=np.int64,
-)
+)  # fmt: skip
 _inverse_backward = _family.kernel(
     "affine_inverse_backward", dx=ARRAY, dlog_det=ARRAY, x=ARRAY, tanh=ARRAY, bound=ARRAY, dz=ARRAY,
     dparams=ARRAY, dbound=ARRAY, batch=np.int64, d=np.int64,
-)
+)  # fmt: skip
 
 
-def affine_forward(
-    x: ndarray, params: ndarray, bound: ndarray
-) -> tuple[ndarray, ndarray, ndarray]:
+def affine_forward(x: ndarray, params: ndarray, bound: ndarray) -> tuple[ndarray, ndarray, ndarray]:
     """z = x exp(s) + shift and log_det; returns z, log_det, tanh(raw)."""
     batch, d = x.shape
     z, log_det, tanh = cupy.empty_like(x), cupy.empty(batch, x.dtype), cupy.empty_like(x)
@@ -35,9 +33,7 @@ def affine_forward(
     return z, log_det, tanh
 
 
-def affine_inverse(
-    z: ndarray, params: ndarray, bound: ndarray
-) -> tuple[ndarray, ndarray, ndarray]:
+def affine_inverse(z: ndarray, params: ndarray, bound: ndarray) -> tuple[ndarray, ndarray, ndarray]:
     """x = (z - shift) exp(-s) and log_det; returns x, log_det, tanh(raw)."""
     batch, d = z.shape
     x, log_det, tanh = cupy.empty_like(z), cupy.empty(batch, z.dtype), cupy.empty_like(z)
@@ -51,9 +47,7 @@ def affine_backward(
     """Gradient of affine_forward: returns dx, dparams; dbound is added to."""
     batch, d = x.shape
     dx, dparams = cupy.empty_like(x), cupy.empty((batch, 2 * d), x.dtype)
-    _backward(
-        x.dtype, per_column(d), dz, dlog_det, x, tanh, bound, dx, dparams, dbound, batch, d
-    )
+    _backward(x.dtype, per_column(d), dz, dlog_det, x, tanh, bound, dx, dparams, dbound, batch, d)
     return dx, dparams
 
 

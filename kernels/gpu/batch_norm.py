@@ -9,25 +9,25 @@ from .launch import ARRAY, REAL, Family, per_column, per_row
 _family = Family("batch_norm")
 _moments = _family.kernel(
     "moments", x=ARRAY, mean=ARRAY, var=ARRAY, batch=np.int64, d=np.int64
-)
+)  # fmt: skip
 _forward = _family.kernel(
     "batch_norm_forward", x=ARRAY, mean=ARRAY, var=ARRAY, log_gamma=ARRAY, beta=ARRAY,
     epsilon=REAL, z=ARRAY, log_det=ARRAY, batch=np.int64, d=np.int64,
-)
+)  # fmt: skip
 _inverse = _family.kernel(
     "batch_norm_inverse", z=ARRAY, mean=ARRAY, var=ARRAY, log_gamma=ARRAY, beta=ARRAY,
     epsilon=REAL, x=ARRAY, log_det=ARRAY, batch=np.int64, d=np.int64,
-)
+)  # fmt: skip
 _backward = _family.kernel(
     "batch_norm_backward", dz=ARRAY, dlog_det=ARRAY, x=ARRAY, mean=ARRAY, var=ARRAY,
     log_gamma=ARRAY, epsilon=REAL, own=np.int32, dx=ARRAY, dlog_gamma=ARRAY, dbeta=ARRAY,
     batch=np.int64, d=np.int64,
-)
+)  # fmt: skip
 _inverse_backward = _family.kernel(
     "batch_norm_inverse_backward", dx=ARRAY, dlog_det=ARRAY, x=ARRAY, mean=ARRAY, var=ARRAY,
     log_gamma=ARRAY, epsilon=REAL, dz=ARRAY, dlog_gamma=ARRAY, dbeta=ARRAY,
     batch=np.int64, d=np.int64,
-)
+)  # fmt: skip
 
 
 def moments(x: ndarray) -> tuple[ndarray, ndarray]:
@@ -80,7 +80,7 @@ def batch_norm_backward(
     _backward(
         x.dtype, per_column(d), dz, dlog_det, x, mean, var, log_gamma, epsilon, int(own),
         dx, dlog_gamma, dbeta, batch, d,
-    )
+    )  # fmt: skip
     return dx
 
 
@@ -101,5 +101,5 @@ def batch_norm_inverse_backward(
     _inverse_backward(
         x.dtype, per_column(d), dx, dlog_det, x, mean, var, log_gamma, epsilon,
         dz, dlog_gamma, dbeta, batch, d,
-    )
+    )  # fmt: skip
     return dz

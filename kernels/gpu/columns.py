@@ -13,14 +13,14 @@ _family = Family("columns")
 _split = _family.kernel(
     "split", x=ARRAY, kept=INDICES, transformed=INDICES, x_a=ARRAY, x_b=ARRAY,
     batch=np.int64, d=np.int64, a=np.int64, b=np.int64,
-)
+)  # fmt: skip
 _merge = _family.kernel(
     "merge", x_a=ARRAY, x_b=ARRAY, kept=INDICES, transformed=INDICES, x=ARRAY,
     batch=np.int64, a=np.int64, b=np.int64,
-)
+)  # fmt: skip
 _permute = _family.kernel(
     "permute", x=ARRAY, indices=INDICES, out=ARRAY, batch=np.int64, d=np.int64, n=np.int64
-)
+)  # fmt: skip
 
 
 def split(x: ndarray, kept: ndarray, transformed: ndarray) -> tuple[ndarray, ndarray]:

@@ -6,13 +6,15 @@ import cupy
 import numpy as np
 from cupy import ndarray
 
-from .launch import ARRAY, Family, per_row
+from .launch import ARRAY, Family, Kind, per_row
 
 _family = Family("densities")
-_log_prob_parameters = {"z": ARRAY, "log_prob": ARRAY, "batch": np.int64, "d": np.int64}
-_backward_parameters = {
+_log_prob_parameters: dict[str, Kind] = {
+    "z": ARRAY, "log_prob": ARRAY, "batch": np.int64, "d": np.int64
+}  # fmt: skip
+_backward_parameters: dict[str, Kind] = {
     "z": ARRAY, "dlog_prob": ARRAY, "dz": ARRAY, "batch": np.int64, "d": np.int64
-}
+}  # fmt: skip
 _normal = _family.kernel("normal_log_prob", **_log_prob_parameters)
 _normal_backward = _family.kernel("normal_log_prob_backward", **_backward_parameters)
 _logistic = _family.kernel("logistic_log_prob", **_log_prob_parameters)

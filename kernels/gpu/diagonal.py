@@ -10,11 +10,11 @@ _family = Family("diagonal")
 _scale_kernel = _family.kernel(
     "diagonal_scale", x=ARRAY, log_scale=ARRAY, sign=REAL, out=ARRAY, log_det=ARRAY,
     batch=np.int64, d=np.int64,
-)
+)  # fmt: skip
 _scale_backward_kernel = _family.kernel(
     "diagonal_scale_backward", dout=ARRAY, dlog_det=ARRAY, x=ARRAY, log_scale=ARRAY, sign=REAL,
     din=ARRAY, dlog_scale=ARRAY, batch=np.int64, d=np.int64,
-)
+)  # fmt: skip
 
 
 def diagonal_forward(x: ndarray, log_scale: ndarray) -> tuple[ndarray, ndarray]:

@@ -23,6 +23,7 @@ ARRAY = "an array of reals"  # T*
 INDICES = "an array of indices"  # long long*
 DOUBLES = "an array of doubles"  # double*, whatever T is
 
+Kind = str | type[np.generic]
 Launch = tuple[tuple[int, ...], tuple[int, ...]]  # (grid, block)
 
 _SOURCES = files("npflow.kernels") / "cuda"
@@ -54,7 +55,7 @@ class Family:
         self._kernels: list[str] = []
         self._modules: dict[np.dtype, cupy.RawModule] = {}
 
-    def kernel(self, name: str, **parameters: str | type[np.generic]) -> Callable[..., None]:
+    def kernel(self, name: str, **parameters: Kind) -> Callable[..., None]:
         """The launcher of the template `name`, with its parameters in the order of the source.
 
         Call it as launcher(dtype, (grid, block), *arguments). A grid of zero blocks does nothing.
@@ -93,7 +94,7 @@ class Family:
 
 
 def _checked(
-    label: str, kind: str | type[np.generic], argument: object, dtype: np.dtype
+    label: str, kind: Kind, argument: object, dtype: np.dtype
 ) -> cupy.ndarray | np.generic:
     """The argument as the kernel's parameter needs it, or a TypeError that begins with label."""
     if kind == ARRAY or kind in _ARRAY_DTYPES:
@@ -105,7 +106,7 @@ def _checked(
         if not argument.flags.c_contiguous:
             raise TypeError(f"{label} is not C-contiguous; pass cupy.ascontiguousarray of it")
         return argument
-    scalar = dtype.type if kind == REAL else kind
+    scalar: type[np.generic] = dtype.type if isinstance(kind, str) else kind
     number = Real if issubclass(scalar, np.floating) else Integral
     if not isinstance(argument, number) or isinstance(argument, bool):
         raise TypeError(

@@ -17,11 +17,11 @@ _family = Family("linear")
 _add_bias_and_activate = _family.kernel(
     "add_bias_and_activate", y=ARRAY, bias=ARRAY, activation=np.int32, leaky_slope=REAL,
     batch=np.int64, d=np.int64,
-)
+)  # fmt: skip
 _activate_backward = _family.kernel(
     "activate_backward", dy=ARRAY, y=ARRAY, activation=np.int32, leaky_slope=REAL, dbias=ARRAY,
     batch=np.int64, d=np.int64,
-)
+)  # fmt: skip
 
 
 def linear_forward(x: ndarray, weight: ndarray, bias: ndarray, activation: str) -> ndarray:

@@ -12,19 +12,19 @@ _family = Family("logit")
 _forward = _family.kernel(
     "logit_forward", x=ARRAY, lam=REAL, slope=REAL, log_slope=REAL, y=ARRAY, log_det=ARRAY,
     batch=np.int64, d=np.int64,
-)
+)  # fmt: skip
 _inverse = _family.kernel(
     "logit_inverse", y=ARRAY, lam=REAL, slope=REAL, log_slope=REAL, x=ARRAY, log_det=ARRAY,
     batch=np.int64, d=np.int64,
-)
+)  # fmt: skip
 _backward = _family.kernel(
     "logit_backward", dy=ARRAY, dlog_det=ARRAY, y=ARRAY, slope=REAL, dx=ARRAY,
     batch=np.int64, d=np.int64,
-)
+)  # fmt: skip
 _inverse_backward = _family.kernel(
     "logit_inverse_backward", dx=ARRAY, dlog_det=ARRAY, y=ARRAY, slope=REAL, dy=ARRAY,
     batch=np.int64, d=np.int64,
-)
+)  # fmt: skip
 
 
 def logit_forward(x: ndarray, lam: float, levels: float) -> tuple[ndarray, ndarray]:

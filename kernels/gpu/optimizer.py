@@ -13,7 +13,7 @@ _adam_step = _family.kernel(
     "adam_step", values=ARRAY, grads=ARRAY, m=ARRAY, v=ARRAY, norm=ARRAY, max_norm=REAL,
     learning_rate=REAL, rate1=REAL, rate2=REAL, correction1=REAL, correction2=REAL,
     epsilon=REAL, weight_decay=REAL, n=np.int64,
-)
+)  # fmt: skip
 _ema_update = _family.kernel("ema_update", average=ARRAY, values=ARRAY, rate=REAL, n=np.int64)
 
 
@@ -47,11 +47,9 @@ def adam_step(
     _adam_step(
         values.dtype, per_element(values.size), values, grads, m, v, norm, max_norm, learning_rate,
         1 - beta1, 1 - beta2, 1 - beta1**step, 1 - beta2**step, epsilon, weight_decay, values.size,
-    )
+    )  # fmt: skip
 
 
 def ema_update(average: ndarray, values: ndarray, decay: float) -> None:
     """average = decay average + (1 - decay) values."""
-    _ema_update(
-        values.dtype, per_element(values.size), average, values, 1 - decay, values.size
-    )
+    _ema_update(values.dtype, per_element(values.size), average, values, 1 - decay, values.size)

@@ -86,4 +86,5 @@ class MLP(Component):
             )  # fmt: skip
         if not self.context:
             return dy, None
-        return dy[:, : self.inputs], dy[:, self.inputs :]
+        contiguous = self.backend.xp.ascontiguousarray
+        return contiguous(dy[:, : self.inputs]), contiguous(dy[:, self.inputs :])
