@@ -59,7 +59,10 @@ def get_backend(name: str | Backend = "auto", dtype: Any = None) -> Backend:
     """
     if isinstance(name, Backend):
         return name if dtype is None else get_backend(name.name, dtype)
-    dtype = np.dtype("float32" if dtype is None else dtype)
+    try:
+        dtype = np.dtype("float32" if dtype is None else dtype)
+    except TypeError:
+        raise DtypeError(f"dtype is {dtype!r}; expected float32 or float64") from None
     if dtype not in (np.float32, np.float64):
         raise DtypeError(f"dtype is {dtype}; expected float32 or float64")
     if name == "auto":
@@ -81,7 +84,7 @@ def _cuda_problem() -> str | None:
     if importlib.util.find_spec("cupy") is None:
         return (
             "backend 'cupy' needs CuPy, which is not installed: pip install 'npflow[cuda12]' "
-            "(CUDA 12) or 'npflow[cuda13]' (CUDA 13), or use --backend numpy"
+            "(CUDA 12) or 'npflow[cuda13]' (CUDA 13), or use backend 'numpy'"
         )
     cupy = importlib.import_module("cupy")
     if not cupy.is_available():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,25 @@ def write(
 
     Raises CheckpointError if that fails (a full disk, no permission); an older file then stays.
     """
-    metadata = {"format": kind, "version": str(VERSION), "header": json.dumps(header)}
+    text = json.dumps(header)
+    metadata = {"format": kind, "version": str(VERSION), "header": text}
+    metadata["crc32"] = _checksum(arrays, text)
     write_bytes(path, save(arrays, metadata))
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """Replace the file at path by content in one step. Raises CheckpointError if that fails."""
-    path = Path(path)
-    temporary = None
+    temporary = Path(f"{path}.part")  # a fixed name: what a killed process left is written over
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)  # not there any more if all went well
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"cannot write {path}: {error.strerror}; what was there before is unchanged"
         ) from error
@@ -57,7 +58,8 @@ def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if metadata.get("format") == kind else ()
+            arrays = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is damaged or not a safetensors file ({error}); restore it from a copy"
@@ -70,4 +72,13 @@ def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise CheckpointError(
             f"{path} has version {metadata.get('version')}; this npflow reads version {VERSION}"
         )
+    if metadata.get("crc32") != _checksum(arrays, metadata.get("header", "")):
+        raise CheckpointError(f"{path} is damaged: its checksum is wrong; restore it from a copy")
     return arrays, json.loads(metadata["header"])
+
+
+def _checksum(arrays: dict[str, np.ndarray], header: str) -> str:
+    crc = zlib.crc32(header.encode())
+    for name in sorted(arrays):
+        crc = zlib.crc32(np.ascontiguousarray(arrays[name]), crc)
+    return f"{crc:08x}"

@@ -117,8 +117,8 @@ class Flow:
         self, n: int, seed: int = 0, context: Array | None = None
     ) -> tuple[Array, Array]:
         """n samples and their log p, (n, *shape) and (n,), in one pass."""
-        context = self._check_context(n, context)
-        z = self.base.sample(n, seed)
+        context = self.check_context(n, context)
+        z = self._check_array("z", self.base.sample(n, seed), (self.base.features,))
         x, log_det, _ = self.bijection.inverse(z, context)
         return x, self.base.log_prob(z) - log_det
 
@@ -140,9 +140,9 @@ class Flow:
         log q(x) = log p_base(z) - log_det, so dlog_det = -1/n and dx = -(d log p / dx) / n.
         """
         xp = self.backend.xp
-        context = self._check_context(n, context)
+        context = self.check_context(n, context)
         self.params.zero_grads()
-        z = self.base.sample(n, seed, step)
+        z = self._check_array("z", self.base.sample(n, seed, step), (self.base.features,))
         x, log_det, cache = self.bijection.inverse(z, context, as_memory(memory))
         log_p, dlog_p = target(x)
         log_q = self.base.log_prob(z) - log_det
@@ -165,7 +165,7 @@ class Flow:
     def from_latent(self, z: Array, context: Array | None = None) -> Array:
         """x = inverse(z)."""
         z = self._check_array("z", z, (self.base.features,))
-        return self.bijection.inverse(z, self._check_context(len(z), context))[0]
+        return self.bijection.inverse(z, self.check_context(len(z), context))[0]
 
     def initialize(self, x: Array, context: Array | None = None) -> None:
         """Set data-dependent parameters and statistics from one batch, layer by layer."""
@@ -239,9 +239,10 @@ class Flow:
 
     def _check_input(self, x: Array, context: Array | None) -> tuple[Array, Array | None]:
         x = self._check_array("x", x, self.shape)
-        return x, self._check_context(len(x), context)
+        return x, self.check_context(len(x), context)
 
-    def _check_context(self, rows: int, context: Array | None) -> Array | None:
+    def check_context(self, rows: int, context: Array | None) -> Array | None:
+        """The context on the backend. Raises if it does not fit the flow and a batch of rows."""
         if not self.context_features:
             if context is not None:
                 raise ShapeError("this flow takes no context (context_features=0), but one is given")
@@ -264,7 +265,13 @@ class Flow:
                 f"{name} has dtype {array.dtype}; expected floating-point. For integer data such as "
                 "8-bit images add uniform noise first: npflow.dequantize(backend, x, seed, step)"
             )
-        return self.backend.xp.ascontiguousarray(array, dtype=self.backend.dtype)
+        with np.errstate(over="ignore"):  # of a cast to float32; the next line reports it
+            array = self.backend.xp.ascontiguousarray(array, dtype=self.backend.dtype)
+        if not self.backend.xp.isfinite(array).all():
+            raise NonFiniteError(
+                f"{name} has NaN or infinite values (in {self.backend.dtype}); remove or replace them"
+            )
+        return array
 
 
 class _Model(Component):

@@ -60,6 +60,8 @@ class Adam:
                 f"learning_rate={learning_rate}, beta1={beta1}, beta2={beta2}, epsilon={epsilon}; "
                 "expected learning_rate > 0, 0 <= beta < 1 and epsilon > 0"
             )
+        if not weight_decay >= 0:
+            raise ConfigurationError(f"weight_decay is {weight_decay}; expected 0 or more")
         if max_norm is not None and not max_norm > 0:
             raise ConfigurationError(f"max_norm is {max_norm}; expected a positive number or None")
         self.params = params

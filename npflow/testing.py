@@ -66,18 +66,22 @@ def prepare(
     seed: int = 0,
     scale: float = 0.5,
 ) -> ParamStore:
-    """Allocate a component on its own, with random numbers added to every parameter.
-
-    A new flow is the identity, and zeros hide errors. To each parameter is added N(0, scale^2), and
-    to a weight of n_in inputs N(0, scale^2 / n_in). The numbers are the same on every backend.
-    """
+    """Allocate a component on its own and randomize its parameters."""
     store = ParamStore(component, get_backend(backend, dtype), seed)
+    randomize(store, seed, scale)
+    return store
+
+
+def randomize(store: ParamStore, seed: int = 0, scale: float = 0.5) -> None:
+    """Add N(0, scale^2) to every parameter, and N(0, scale^2 / n_in) to weights of n_in inputs.
+
+    A new flow is the identity, and zeros hide errors. The numbers are the same on every backend.
+    """
     rng = np.random.default_rng(seed)
     for name, slot in store.table.items():
         noise = rng.normal(size=slot.shape) * (scale / math.sqrt(math.prod(slot.shape[:-1])))
         value = store.value(name)
         value += store.backend.array(noise)
-    return store
 
 
 def jacobian(function: Callable[[Array], Array], x: Array, step: float = STEP) -> np.ndarray:
@@ -127,11 +131,18 @@ def check_inverse(
             f"{sorted(inverse_leaves)}; both directions must make the same"
         )
     pairs += [(f"inverse's {name}", inverse_leaves[name], leaves[name]) for name in leaves]
-    return max(_compare(f"{kind} {what}", *pair, tolerance) for what, *pair in pairs)
+    return max(
+        _compare(f"{kind} {what}", found, expected, tolerance) for what, found, expected in pairs
+    )
 
 
 def check_log_det(
-    layer: Bijection, x: Array, context: Array | None = None, *, tolerance: float = 1e-10
+    layer: Bijection,
+    x: Array,
+    context: Array | None = None,
+    *,
+    tolerance: float = 1e-10,
+    step: float = STEP,
 ) -> float:
     """log_det = log|det J| in both directions, with J found in two ways.
 
@@ -139,6 +150,7 @@ def check_log_det(
     dz = e_i, dlog_det = 0. For maps whose rows do not interact; float64.
 
     tolerance : relative to 1 + |log_det|
+    step      : of differences, in units of the input's typical size if that is above 1
 
     Returns the largest error. Raises CheckError if it is larger, DtypeError unless in float64.
     """
@@ -156,7 +168,11 @@ def check_log_det(
                 dpoint, _ = pull_back(cache, cotangent, layer.backend.xp.zeros_like(log_det))
                 rows.append(_host(dpoint).reshape(len(out), -1))
         by_hand = np.stack(rows, axis=1)
-        by_differences = jacobian(lambda p, f=apply: f(p, context)[0], point, _step(point))
+
+        def output(p: Array, apply: Callable = apply) -> Array:
+            return apply(p, context)[0]
+
+        by_differences = jacobian(output, point, step * _typical_size(point))
         for how, matrix in (("differences", by_differences), (_PULL_BACK[direction], by_hand)):
             what = f"{type(layer).__name__} {direction}: log_det against log|det J| by {how}"
             errors.append(_compare(what, log_det, np.linalg.slogdet(matrix)[1], tolerance))
@@ -171,6 +187,7 @@ def check_gradients(
     seed: int = 0,
     directions: tuple[str, ...] = ("forward", "inverse"),
     tolerance: float = 1e-7,
+    step: float = STEP,
 ) -> tuple[GradientReport, ...]:
     """The gradients of L = <dz, z> + <dlog_det, log_det> against differences, in float64.
 
@@ -181,6 +198,7 @@ def check_gradients(
 
     directions : of "forward", "training_forward" and "inverse" (then L is of x and its log_det)
     tolerance  : of |by hand - by differences| relative to the tensor's largest |by differences|
+    step       : h, in units of the tensor's typical size if that is above 1
 
     Also required is that D(h) approaches the gradient with an observed order of 1.9 or more, unless
     it is exact up to rounding (maps that are linear or quadratic in the tensor). A gradient that is
@@ -192,7 +210,7 @@ def check_gradients(
     return tuple(
         report
         for direction in directions
-        for report in _check_direction(layer, x, context, seed, direction, tolerance)
+        for report in _check_direction(layer, x, context, seed, direction, tolerance, step)
     )
 
 
@@ -236,6 +254,7 @@ def _check_direction(
     seed: int,
     direction: str,
     tolerance: float,
+    step: float,
 ) -> Iterator[GradientReport]:
     backend, rng = layer.backend, np.random.default_rng(seed)
     apply, pull_back = getattr(layer, direction), getattr(layer, _PULL_BACK[direction])
@@ -270,10 +289,10 @@ def _check_direction(
             directions = rng.normal(size=(RANDOM_DIRECTIONS, tensor.size))
             directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         found = directions @ np.stack([gradient[name].ravel() for gradient in gradients], axis=1)
-        step = _step(tensor)
-        differences = _differences(backend, terms, tensor, directions, step)
+        h = step * _typical_size(tensor)
+        differences = _differences(backend, terms, tensor, directions, h)
         fine, coarse = (slopes @ switches.T for slopes in differences)
-        rounding = size * np.finfo(np.float64).eps / step
+        rounding = size * np.finfo(np.float64).eps / h
         errors, orders = _agreement(found, fine, coarse, rounding)
         for k, cotangents in enumerate(names):
             report = GradientReport(direction, name, cotangents, errors[k], orders[k])
@@ -296,7 +315,7 @@ def _pull_back(
     dout: np.ndarray,
     dlog_det: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """The gradients by hand of all tensors. Those of parameters start at 1: they must be added to."""
+    """The gradients by hand. Those of parameters start at 1, since they must be added to."""
     for _, parameter in _parameters(layer):
         parameter.grad.fill(1)
     dpoint, dcontext = pull_back(cache, layer.backend.array(dout), layer.backend.array(dlog_det))
@@ -436,9 +455,9 @@ def _grads_kept(component: Component) -> Iterator[None]:
             parameter.grad[...] = grad
 
 
-def _step(tensor: Array) -> float:
-    """STEP in units of the tensor's typical size, if that is above 1 (pixels go up to 256)."""
-    return STEP * max(1.0, math.sqrt(float((tensor * tensor).mean()))) if tensor.size else STEP
+def _typical_size(tensor: Array) -> float:
+    """The root mean square, if that is above 1 (pixels go up to 256); else 1."""
+    return max(1.0, math.sqrt(float((tensor * tensor).mean())))
 
 
 def _host(array: Any) -> Any:

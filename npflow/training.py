@@ -24,8 +24,15 @@ from tqdm import tqdm
 
 from npflow import checkpoint, optim, random
 from npflow.backend import Array
-from npflow.bijections import Memory, dequantize
-from npflow.errors import CheckpointError, ConfigurationError, NonFiniteError, ShapeError
+from npflow.bijections import dequantize
+from npflow.bijections.chain import as_memory
+from npflow.errors import (
+    CheckpointError,
+    ConfigurationError,
+    DtypeError,
+    NonFiniteError,
+    ShapeError,
+)
 from npflow.flow import Flow
 from npflow.metrics import bits_per_dim
 
@@ -78,8 +85,11 @@ class TrainingOptions:
             raise ConfigurationError(
                 f"unknown schedule {self.schedule!r}; choose constant, exponential or cosine"
             )
+        if not 0 < self.decay <= 1:
+            raise ConfigurationError(f"decay is {self.decay}; expected 0 < decay <= 1")
         if self.patience is not None and self.patience < 1:
             raise ConfigurationError(f"patience is {self.patience}; expected 1 or more, or None")
+        as_memory(self.memory)
 
 
 @dataclass
@@ -99,14 +109,16 @@ class Data:
         xp = flow.backend.xp
         rows = xp.asarray(rows)
         if rows.shape[1:] != flow.shape or len(rows) == 0:
-            raise ShapeError(f"data has shape {rows.shape}; expected (rows, {flow.shape})")
-        if context is not None:
-            context = xp.asarray(context)
-            if len(context) != len(rows):
-                raise ShapeError(f"context has {len(context)} rows for {len(rows)} rows of data")
+            expected = ", ".join(str(n) for n in flow.shape)
+            raise ShapeError(f"data has shape {rows.shape}; expected (1 row or more, {expected})")
+        if rows.dtype.kind not in "fiu":
+            raise DtypeError(
+                f"data has dtype {rows.dtype}; expected floating-point numbers, or integers to be "
+                "dequantized"
+            )
         if rows.dtype.kind == "f" and not xp.isfinite(rows).all():
             raise NonFiniteError("the data has NaN or infinite values; remove or replace them")
-        return cls(rows, context)
+        return cls(rows, flow.check_context(len(rows), context))
 
     def batch(
         self, flow: Flow, indices: Array | slice, seed: int, step: int, stream: random.Stream
@@ -117,7 +129,7 @@ class Data:
             x = dequantize(flow.backend, rows, seed, step, stream)
         else:
             x = flow.backend.array(rows)
-        return x, None if self.context is None else flow.backend.array(self.context[indices])
+        return x, None if self.context is None else self.context[indices]
 
 
 def evaluate(
@@ -227,7 +239,8 @@ class Trainer:
         checkpoint.write(path, arrays, FORMAT, header)
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint of the same run; only `epochs` may differ.
+        """Continue from a checkpoint of the same run; only `epochs` may differ, and that only if
+        the schedule does not depend on it.
 
         Raises CheckpointError, before anything is changed, if the file is not of such a run.
         """
@@ -235,7 +248,8 @@ class Trainer:
         if header["flow"] != json.loads(json.dumps(self.flow.config())):
             raise CheckpointError(f"{path} is of another model; resume with the options it had")
         mine, theirs = asdict(self.options), header["options"]
-        for name in mine.keys() - {"epochs"}:
+        free: set[str] = set() if self.options.schedule == "cosine" else {"epochs"}  # cosine ends at epochs
+        for name in sorted(mine.keys() - free):
             if mine[name] != theirs.get(name):
                 raise CheckpointError(
                     f"{path} was trained with {name}={theirs.get(name)!r}, not {mine[name]!r}; "
@@ -362,7 +376,8 @@ def _train_epoch(
             bar.set_postfix_str(_nats_and_bits(flow, float(loss_sum) / (k + 1)), refresh=False)
         if interrupted.is_set() and k + 1 < trainer.steps_per_epoch:
             break
-    trainer.require_finite(float(loss_sum), x, context)
+    parameters_are_finite = bool(xp.isfinite(flow.params.values).all())
+    trainer.require_finite(float(loss_sum) if parameters_are_finite else math.nan, x, context)
     progress.loss_sum = float(loss_sum)
     return k + 1 == trainer.steps_per_epoch
 
@@ -403,11 +418,13 @@ def _open_run(trainer: Trainer, out: Path | None, resume: bool) -> list[dict[str
     except OSError as error:
         raise CheckpointError(f"cannot make the folder {out}: {error.strerror}") from None
     if not resume:
+        trainer.save(out / CHECKPOINT)  # a run killed in its first epoch can be resumed too
         checkpoint.write_bytes(out / METRICS, b"")
-        (out / CHECKPOINT).unlink(missing_ok=True)
         return []
     if not (out / CHECKPOINT).is_file():
-        raise CheckpointError(f"there is nothing to resume in {out}: no {CHECKPOINT}")
+        raise CheckpointError(
+            f"there is nothing to resume in {out}: no {CHECKPOINT}; start without resume"
+        )
     trainer.load(out / CHECKPOINT)
     # A run killed between the two writes has one line more than its checkpoint knows of.
     lines = (out / METRICS).read_text().splitlines(keepends=True)[: trainer.progress.epoch]

@@ -1,7 +1,7 @@
 """Every Numba kernel against its NumPy specification, and the elementary functions against NumPy.
 
-A float32 kernel is compared with the float64 specification on the same (float32) numbers: what is
-bounded is its own rounding error and not the sum of two.
+A kernel is compared with the specification in a wider type on the same numbers (float64 for
+float32, long double for float64): what is bounded is its own rounding error, not the sum of two.
 """
 
 import os
@@ -36,7 +36,8 @@ from npflow.kernels.reference import optimizer as reference_optimizer
 
 DTYPES = [np.float32, np.float64]
 both = pytest.mark.parametrize("dtype", DTYPES)
-LAM = 1e-3
+WIDER = {np.dtype(np.float32): np.float64, np.dtype(np.float64): np.longdouble}
+LAM = 0.05
 
 
 def _loop(function):
@@ -107,8 +108,7 @@ def test_function_at_the_special_values(name, dtype):
 
 
 def _widen(value):
-    wide = isinstance(value, np.ndarray) and value.dtype == np.float32
-    return value.astype(np.float64) if wide else value
+    return value.astype(WIDER[value.dtype]) if isinstance(value, np.ndarray) else value
 
 
 def _agree(kernel, specification, args, accumulated=(), rounding=64.0):
@@ -133,6 +133,16 @@ def _agree(kernel, specification, args, accumulated=(), rounding=64.0):
         np.testing.assert_allclose(
             a, b, rtol=rounding * eps, atol=2 * eps * np.abs(b).max(initial=0) * np.sqrt(len(b) + 1)
         )
+
+
+@both
+def test_the_comparison_rejects_a_small_error(dtype):
+    x = np.random.default_rng(0).normal(size=(70, 300)).astype(dtype)
+    wrong = x.copy()
+    wrong[3, 4] *= 1 + 200 * np.finfo(dtype).eps
+    _agree(lambda x: x, lambda x: x, (x,))
+    with pytest.raises(AssertionError):
+        _agree(lambda x: wrong, lambda x: x, (x,))
 
 
 def _random(seed, dtype, strided):
@@ -250,17 +260,15 @@ def test_logit(rows, d, seed, dtype, strided):
 
 @both
 def test_logit_at_the_ends(dtype):
-    """Symmetric about the middle: y(levels - x) = -y(x), to the rounding of y, right up to the end."""
-    distance = np.array([[0, 1e-6, 1e-3, 0.1, 1, 50, 128]], dtype)
+    """y(levels - x) = -y(x): near levels, 1 - p must not come out as a difference from 1."""
+    x = np.array([[0, 1 / 1024, 0.125, 1, 50, 128]], dtype)  # so that levels - x is exact
     for lam in (0.05, 1e-6):
-        low, low_log_det = logit.logit_forward(distance, lam, 256)
-        exact = reference_logit.logit_forward(distance.astype(np.float64), lam, 256)
-        np.testing.assert_allclose(low, exact[0], rtol=8 * np.finfo(dtype).eps, atol=1e-7)
-        high, log_det = logit.logit_forward(256 - distance[:, [0, 3, 4, 5, 6]], lam, 256)
-        near = 256.0 - (256 - distance[:, [0, 3, 4, 5, 6]])
-        exact = reference_logit.logit_forward(near.astype(np.float64), lam, 256)
-        np.testing.assert_allclose(-high, exact[0], rtol=8 * np.finfo(dtype).eps, atol=1e-7)
-        np.testing.assert_allclose(log_det, exact[1], rtol=8 * np.finfo(dtype).eps)
+        exact, log_det = reference_logit.logit_forward(_widen(x), lam, 256)
+        for sign, y in ((1, x), (-1, 256 - x)):
+            got, got_log_det = logit.logit_forward(y, lam, 256)
+            eps = np.finfo(dtype).eps
+            np.testing.assert_allclose(sign * got, exact, rtol=8 * eps, atol=8 * eps)
+            np.testing.assert_allclose(got_log_det, log_det, rtol=8 * eps)
     y = np.array([[-60, -30, 30, 60]], dtype)
     one = np.ones(1, dtype)
     _agree(logit.logit_inverse, reference_logit.logit_inverse, (y, 0.05, 256))
@@ -314,7 +322,7 @@ def _adam_arrays(size, dtype):
 @pytest.mark.parametrize("step", [1, 1000])
 def test_adam(size, dtype, norm, step):
     mine = _adam_arrays(size, dtype)
-    theirs = [a.astype(np.float64) for a in mine]
+    theirs = [_widen(a) for a in mine]
     norm_of_grads = optimizer.global_norm(mine[1])
     expected = reference_optimizer.global_norm(theirs[1])
     assert norm_of_grads.dtype == dtype
@@ -323,10 +331,10 @@ def test_adam(size, dtype, norm, step):
     settings = (0.5, 1e-3, 0.9, 0.999, 1e-8, 1e-2, step)
     before = [a.copy() for a in mine]
     optimizer.adam_step(*mine, used, *settings)
-    reference_optimizer.adam_step(*theirs, used.astype(np.float64), *settings)
+    reference_optimizer.adam_step(*theirs, _widen(used), *settings)
     for a, b, old in zip(mine, theirs, before, strict=True):
         np.testing.assert_allclose(a, b, rtol=16 * np.finfo(dtype).eps, atol=np.finfo(dtype).eps)
-        if norm in (np.inf,) or norm != norm:
+        if norm is not None and not np.isfinite(norm):
             np.testing.assert_array_equal(a, old)
     assert norm is not None or not np.array_equal(mine[0], before[0])
 
@@ -341,7 +349,13 @@ def test_ema(dtype):
 @pytest.mark.parametrize(("rows", "d"), [(1, 5000), (37, 301), (263, 7), (4099, 1)])
 def test_results_do_not_depend_on_the_number_of_threads(rows, d, dtype, monkeypatch):
     make = _random(rows, dtype, False)
-    x, params, bound, g, dlog_det = make(rows, d), make(rows, 2 * d), make(d), make(rows, d), make(rows)
+    x, params, bound, g, dlog_det = (
+        make(rows, d),
+        make(rows, 2 * d),
+        make(d),
+        make(rows, d),
+        make(rows),
+    )
     var, tanh = bound * bound + dtype(1), np.tanh(params[:, d:])
     monkeypatch.setattr(threads, "THRESHOLD", 0)
 
@@ -406,7 +420,7 @@ def test_threads_survive_a_fork():
 import os, numpy as np
 from npflow.kernels.cpu import threads, densities
 threads.THRESHOLD = 0
-z = np.ones((64, 64))
+z = np.ones((256, 64))
 expected = densities.logistic_log_prob(z)
 assert threads._pool is not None
 child = os.fork()

@@ -41,7 +41,7 @@ def _apply(start, stop, sign, x, params, bound, z, log_det, tanh):
 
 
 @kernel
-def _backward(start, stop, sign, given, out, dx, dz, dlog_det, x, tanh, bound, dparams, parts):
+def _backward(start, stop, sign, given, out, dx, dlog_det, x, tanh, bound, dparams, parts):
     """given and out are dz and dx for sign 1, dx and dz for sign -1."""
     d = x.shape[1]
     rows = block_rows(d)
@@ -56,8 +56,9 @@ def _backward(start, stop, sign, given, out, dx, dz, dlog_det, x, tanh, bound, d
         for i in range(first, last):
             dlog_det_i = dlog_det[i]
             for j in range(d):
-                out[i, j] *= given[i, j]
-                dparams[i, j] = sign * dz[i, j]
+                found = given[i, j] * out[i, j]
+                out[i, j] = found
+                dparams[i, j] = given[i, j] if sign > 0 else -found  # sign dz
             for j in range(d):  # few arrays a loop: LLVM gives up where many could overlap
                 dlog_scale = sign * (dx[i, j] * x[i, j] + dlog_det_i)
                 parts[block, j] += dlog_scale * tanh[i, j]
@@ -76,10 +77,10 @@ def _run_backward(sign, given, dlog_det, x, tanh, bound, dbound):
     tanh, bound = as_contiguous(tanh), as_contiguous(bound)
     rows, d = x.shape
     out, dparams = np.empty_like(x), np.empty((rows, 2 * d), x.dtype)
-    dx, dz = (out, given) if sign > 0 else (given, out)
+    dx = out if sign > 0 else given
     blocks = block_count(x)
     parts = np.empty((blocks, d))
-    arrays = given, out, dx, dz, dlog_det, x, tanh, bound, dparams, parts
+    arrays = given, out, dx, dlog_det, x, tanh, bound, dparams, parts
     run(_backward, blocks, x.size, sign, *arrays)
     add_parts(parts, 1, dbound)
     return out, dparams

@@ -155,9 +155,7 @@ def batch_norm_inverse(z, mean, var, log_gamma, beta, epsilon):
 
 
 def batch_norm_backward(dz, dlog_det, x, mean, var, log_gamma, epsilon, own, dlog_gamma, dbeta):
-    return _run_backward(
-        1, dz, dlog_det, x, mean, var, log_gamma, epsilon, own, dlog_gamma, dbeta
-    )
+    return _run_backward(1, dz, dlog_det, x, mean, var, log_gamma, epsilon, own, dlog_gamma, dbeta)
 
 
 def batch_norm_inverse_backward(dx, dlog_det, x, mean, var, log_gamma, epsilon, dlog_gamma, dbeta):

@@ -6,14 +6,8 @@
 import numpy as np
 from numpy import ascontiguousarray as as_contiguous
 
-from npflow.kernels.cpu.math import (
-    accumulate,
-    exp,
-    log,
-    logistic_log_density,
-    sigmoid,
-    tanh,
-)
+from npflow.kernels.cpu.math import accumulate, exp, log, logistic_log_density, sigmoid
+from npflow.kernels.cpu.math import tanh as tanh_
 from npflow.kernels.cpu.threads import block_count, block_rows, kernel, run
 
 
@@ -64,29 +58,35 @@ def _inverse(start, stop, y, lam, levels, x, log_det):
 
 
 @kernel
-def _backward(start, stop, dy, dlog_det, y, lam, levels, dx):
-    real = y.dtype.type
-    slope = real((1 - 2 * lam) / levels)
-    half, one, two = real(0.5), real(1), real(2)
-    for i in range(start, stop):
-        dlog_det_i = dlog_det[i]
-        for j in range(y.shape[1]):
-            e = exp(abs(y[i, j]))
-            per_pq = e + two + one / e  # 1 / (p (1 - p)) = 4 cosh(y / 2)^2
-            dx[i, j] = slope * per_pq * (dy[i, j] + dlog_det_i * tanh(half * y[i, j]))
+def _slopes(y, tanh, per_pq):
+    """2p - 1 = tanh(y / 2) and 1 / (p (1 - p)) = e^y + 2 + e^-y, over flat arrays."""
+    half, one, two = y.dtype.type(0.5), y.dtype.type(1), y.dtype.type(2)
+    for k in range(y.size):
+        e = exp(abs(y[k]))
+        per_pq[k] = e + two + one / e
+        tanh[k] = tanh_(half * y[k])
 
 
 @kernel
-def _inverse_backward(start, stop, dx, dlog_det, y, lam, levels, dy):
-    real = y.dtype.type
-    slope = real((1 - 2 * lam) / levels)
-    half, one, two = real(0.5), real(1), real(2)
-    for i in range(start, stop):
-        dlog_det_i = dlog_det[i]
-        for j in range(y.shape[1]):
-            e = exp(abs(y[i, j]))
-            per_pq = e + two + one / e
-            dy[i, j] = dx[i, j] / (slope * per_pq) - dlog_det_i * tanh(half * y[i, j])
+def _backward(start, stop, sign, g, dlog_det, y, lam, levels, out):
+    """sign 1: g is dy and out dx; sign -1: g is dx and out dy."""
+    d = y.shape[1]
+    rows = block_rows(d)
+    slope = y.dtype.type((1 - 2 * lam) / levels)
+    per_pq = np.empty((rows, d), y.dtype)
+    for block in range(start, stop):
+        first, last = block * rows, min((block + 1) * rows, len(y))
+        _slopes(y[first:last].reshape(-1), out[first:last].reshape(-1), per_pq.reshape(-1))
+        for i in range(first, last):
+            dlog_det_i = dlog_det[i]
+            if sign > 0:
+                for j in range(d):
+                    factor = slope * per_pq[i - first, j]
+                    out[i, j] = factor * (g[i, j] + dlog_det_i * out[i, j])
+            else:
+                for j in range(d):
+                    factor = slope * per_pq[i - first, j]
+                    out[i, j] = g[i, j] / factor - dlog_det_i * out[i, j]
 
 
 def _run(function, x, lam, levels):
@@ -96,10 +96,11 @@ def _run(function, x, lam, levels):
     return y, log_det
 
 
-def _run_backward(function, g, dlog_det, y, lam, levels):
+def _run_backward(sign, g, dlog_det, y, lam, levels):
     g, dlog_det, y = as_contiguous(g), as_contiguous(dlog_det), as_contiguous(y)
     out = np.empty_like(y)
-    run(function, len(y), y.size, g, dlog_det, y, float(lam), float(levels), out)
+    args = g, dlog_det, y, float(lam), float(levels), out
+    run(_backward, block_count(y), y.size, sign, *args)
     return out
 
 
@@ -112,8 +113,8 @@ def logit_inverse(y, lam, levels):
 
 
 def logit_backward(dy, dlog_det, y, lam, levels):
-    return _run_backward(_backward, dy, dlog_det, y, lam, levels)
+    return _run_backward(1, dy, dlog_det, y, lam, levels)
 
 
 def logit_inverse_backward(dx, dlog_det, y, lam, levels):
-    return _run_backward(_inverse_backward, dx, dlog_det, y, lam, levels)
+    return _run_backward(-1, dx, dlog_det, y, lam, levels)

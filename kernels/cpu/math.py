@@ -106,7 +106,7 @@ def _define(dtype: type[np.floating[Any]]) -> dict[str, Callable[..., Any]]:
     # Makes a subnormal number normal.
     tiny, grow, log_grow = info.tiny, dtype(2**info.nmant), dtype(info.nmant * math.log(2))
 
-    # Adding `round_` leaves the nearest integer in the lowest bits; `biased` adds the exponent bias.
+    # Adding `round_` leaves the nearest integer in the lowest bits; `biased` adds the bias as well.
     round_, biased = dtype(1.5 * 2**info.nmant), dtype(1.5 * 2**info.nmant + bias)
     exponent_zero = dtype(2**info.nmant + bias)
     log2_e, sqrt_half = dtype(1 / math.log(2)), dtype(math.sqrt(0.5))
@@ -118,7 +118,7 @@ def _define(dtype: type[np.floating[Any]]) -> dict[str, Callable[..., Any]]:
 
     # (e^r - 1 - r) / r^2 for |r| <= ln(2) / 2: the Taylor series to below a tenth of an ulp.
     exp_series = tuple(dtype(1 / math.factorial(k)) for k in range(2, 8 if single else 14))
-    # Minimax for (log((1 + s) / (1 - s)) - 2 s) / s in powers of s^2 (fdlibm, e_logf.c and e_log.c).
+    # Minimax for log((1 + s) / (1 - s)) / s - 2 in powers of s^2 (fdlibm, e_logf.c and e_log.c).
     log_series = tuple(
         map(
             dtype,
@@ -203,11 +203,11 @@ def _define(dtype: type[np.floating[Any]]) -> dict[str, Callable[..., Any]]:
         result = x if u == one else result
         return result if x > -one else (-inf if x == -one else nan)
 
-    log1p_ = inline(log1p)
-
     def logistic_log_density(x):
         absolute = abs(x)
-        return -absolute - two * log1p_(exp_(-absolute))
+        e = exp_(-absolute)
+        u = one + e
+        return -absolute - two * log_sum(u, (e - (u - one)) / u)
 
     functions = exp, tanh, sigmoid, log, log1p, logistic_log_density
     return {function.__name__: function for function in functions}

@@ -5,12 +5,13 @@
 
 template <typename T>
 __global__ void logit_forward(
-    const T* x, T lam, T slope, T log_slope, T* y, T* log_det, long long batch, long long d) {
+    const T* x, T lam, T slope, T levels, T log_slope, T* y, T* log_det, long long batch,
+    long long d) {
     for (long long row = blockIdx.x; row < batch; row += gridDim.x) {
         double sum = 0;
         for (long long j = threadIdx.x; j < d; j += blockDim.x) {
-            const T p = lam + slope * x[row * d + j];
-            const T log_p = log(p), log_q = log1p(-p);
+            const T x_i = x[row * d + j];
+            const T log_p = log(lam + slope * x_i), log_q = log(lam + slope * (levels - x_i));
             y[row * d + j] = log_p - log_q;
             sum += log_slope - log_p - log_q;
         }

@@ -10,8 +10,8 @@ from .launch import ARRAY, REAL, Family, per_row
 
 _family = Family("logit")
 _forward = _family.kernel(
-    "logit_forward", x=ARRAY, lam=REAL, slope=REAL, log_slope=REAL, y=ARRAY, log_det=ARRAY,
-    batch=np.int64, d=np.int64,
+    "logit_forward", x=ARRAY, lam=REAL, slope=REAL, levels=REAL, log_slope=REAL, y=ARRAY,
+    log_det=ARRAY, batch=np.int64, d=np.int64,
 )  # fmt: skip
 _inverse = _family.kernel(
     "logit_inverse", y=ARRAY, lam=REAL, slope=REAL, log_slope=REAL, x=ARRAY, log_det=ARRAY,
@@ -32,7 +32,9 @@ def logit_forward(x: ndarray, lam: float, levels: float) -> tuple[ndarray, ndarr
     batch, d = x.shape
     slope = _slope(lam, levels)
     y, log_det = cupy.empty_like(x), cupy.empty(batch, x.dtype)
-    _forward(x.dtype, per_row(batch, d), x, lam, slope, math.log(slope), y, log_det, batch, d)
+    log_slope = math.log(slope)
+    grid = per_row(batch, d)
+    _forward(x.dtype, grid, x, lam, slope, levels, log_slope, y, log_det, batch, d)
     return y, log_det
 
 

@@ -10,8 +10,8 @@ import numpy as np
 def logit_forward(x, lam, levels):
     """y = logit(p); log_det = sum_j log(slope) - log p_j - log(1 - p_j), slope = (1 - 2 lam)/levels."""
     slope = (1 - 2 * lam) / levels
-    p = lam + slope * x
-    log_p, log_q = np.log(p), np.log1p(-p)
+    log_p = np.log(lam + slope * x)
+    log_q = np.log(lam + slope * (levels - x))  # q = 1 - p, without cancellation near x = levels
     return log_p - log_q, (np.log(slope) - log_p - log_q).sum(axis=1)
 
 

@@ -58,7 +58,8 @@ class BatchNorm(Bijection):
     def training_forward(self, x, context=None):
         if len(x) < 2:
             raise ShapeError("a batch of 1 has no variance to normalise with; use 2 rows or more")
-        return self._normalize(BatchNormCache(x, *self.backend.kernels.moments(x), own=True))
+        mean, var = self.backend.kernels.moments(x)
+        return self._normalize(BatchNormCache(x, mean, var, own=True))
 
     def _normalize(self, cache):
         z, log_det = self.backend.kernels.batch_norm_forward(

@@ -25,6 +25,7 @@ import numpy as np
 from npflow.backend import Array
 from npflow.bijections.bijection import Bijection, accumulate
 from npflow.errors import ConfigurationError, InversionDriftError
+from npflow.params import walk
 
 
 class Memory(NamedTuple):
@@ -82,9 +83,9 @@ class ChainCache(NamedTuple):
 
     direction: Direction
     memory: Memory
-    kept: dict[int, Any]  # step -> cache (store) or input (recompute; anchors of invert)
-    end: Array | None  # invert: the output of the last step
-    probes: list[Array]  # invert: one row of every step's input
+    kept: dict[int, Any]  # layer -> cache (store) or input (recompute; anchors of invert)
+    end: Array | None  # invert: the output of the last layer applied
+    probes: dict[int, Array]  # invert: layer -> one row of its input
     context: Array | None
     drift: list[Drift]  # filled by the walk back of invert
 
@@ -105,10 +106,10 @@ class Chain(Bijection):
         return self._walk(INVERSE, z, context, memory)
 
     def backward(self, cache, dz, dlog_det):
-        return self._walk_back(cache, dz, dlog_det)
+        return self._walk_back(cache, dz, dlog_det, "backward")
 
     def inverse_backward(self, cache, dx, dlog_det):
-        return self._walk_back(cache, dx, dlog_det)
+        return self._walk_back(cache, dx, dlog_det, "inverse_backward")
 
     def initialize(self, x, context=None):
         for layer in self.layers:
@@ -120,18 +121,16 @@ class Chain(Bijection):
             x = layer.update_statistics(x, context)
         return x
 
-    def _steps(self, direction: Direction) -> tuple[Bijection, ...]:
-        return self.layers[::-1] if direction is INVERSE else self.layers
-
     def _walk(self, direction, x, context, memory):
         log_det = self.backend.xp.zeros(len(x), x.dtype)
-        cache = ChainCache(direction, memory, {}, None, [], context, [])
-        for k, layer in enumerate(self._steps(direction)):
+        cache = ChainCache(direction, memory, {}, None, {}, context, [])
+        layers = list(enumerate(self.layers))
+        for k, layer in reversed(layers) if direction is INVERSE else layers:
             if memory.schedule == "recompute":
                 cache.kept[k] = x
             elif memory.schedule == "invert":
                 self._require_invertible(k, layer)
-                cache.probes.append(x[:1].copy())
+                cache.probes[k] = x[:1].copy()
                 if memory.anchor_every and k % memory.anchor_every == 0:
                     cache.kept[k] = x
             x, layer_log_det, layer_cache = getattr(layer, direction.apply)(x, context)
@@ -140,11 +139,16 @@ class Chain(Bijection):
                 cache.kept[k] = layer_cache
         return x, log_det, cache._replace(end=x) if memory.schedule == "invert" else cache
 
-    def _walk_back(self, cache, dx, dlog_det):
+    def _walk_back(self, cache, dx, dlog_det, pull_back):
+        if cache.memory.schedule == "invert" and cache.direction.pull_back != pull_back:
+            raise ConfigurationError(
+                f"{pull_back} cannot use what {cache.direction.apply} left with memory='invert': "
+                "it holds the wrong end; use memory='recompute' or 'store'"
+            )
         dcontext = None
         x = cache.end
-        steps = list(enumerate(self._steps(cache.direction)))
-        for k, layer in reversed(steps):
+        layers = list(enumerate(self.layers))
+        for k, layer in reversed(layers) if pull_back == "backward" else layers:
             if cache.memory.schedule == "store":
                 layer_cache = cache.kept[k]
             elif cache.memory.schedule == "recompute":
@@ -155,9 +159,7 @@ class Chain(Bijection):
                 x, _, layer_cache = getattr(layer, cache.direction.undo)(x, cache.context)
                 cache.drift.append(Drift(k, self._drift(x[:1], cache.probes[k])))
                 x = cache.kept.get(k, x)
-            dx, layer_dcontext = getattr(layer, cache.direction.pull_back)(
-                layer_cache, dx, dlog_det
-            )
+            dx, layer_dcontext = getattr(layer, pull_back)(layer_cache, dx, dlog_det)
             dcontext = accumulate(dcontext, layer_dcontext)
         return dx, dcontext
 
@@ -166,11 +168,13 @@ class Chain(Bijection):
         return xp.max(xp.abs(found - probe) / (1 + xp.abs(probe)))
 
     def _require_invertible(self, k: int, layer: Bijection) -> None:
-        if layer.invert_refusal is not None:
-            raise ConfigurationError(
-                f"layer {k} ({type(layer).__name__}) cannot be walked back by inversion: "
-                f"{layer.invert_refusal}; use memory='recompute' or 'store'"
-            )
+        for _, member in walk(layer):  # a chain may be nested
+            reason = getattr(member, "invert_refusal", None)
+            if reason is not None:
+                raise ConfigurationError(
+                    f"layer {k} ({type(member).__name__}) cannot be walked back by inversion: "
+                    f"{reason}; use memory='recompute' or 'store'"
+                )
 
 
 def check_drift(chain: Chain, cache: ChainCache) -> float:
@@ -186,7 +190,7 @@ def check_drift(chain: Chain, cache: ChainCache) -> float:
     errors = chain.backend.to_numpy(chain.backend.xp.stack([d.error for d in cache.drift]))
     for drift, error in zip(cache.drift, errors, strict=True):
         if not error <= bound:
-            layer = chain._steps(cache.direction)[drift.layer]
+            layer = chain.layers[drift.layer]
             raise InversionDriftError(
                 f"inverting layer {drift.layer} ({type(layer).__name__}) missed its input by "
                 f"{error:.1e} (relative to 1 + |x|), more than {bound:.1e}; use "

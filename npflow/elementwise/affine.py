@@ -50,7 +50,8 @@ class Affine(ElementwiseMap):
 
     def attached(self):
         fixed = self.backend.xp.zeros(self.features, self.backend.dtype)
-        self._dbounds = self.bounds.grad if self.learn_bound else fixed  # fixed: never read
+        bounds = self.bounds  # the gradient of fixed ones is never read
+        self._dbounds = bounds.grad if isinstance(bounds, Parameter) else fixed
 
     def forward(self, x, params):
         z, log_det, tanh = self.backend.kernels.affine_forward(x, params, self.bounds.value)

@@ -1,0 +1,182 @@
+"""Every layer the generic tests run over. A new layer is one line in CASES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from npflow import get_backend, testing
+from npflow.bijections import (
+    BatchNorm,
+    Bijection,
+    Chain,
+    Coupling,
+    Diagonal,
+    Inverse,
+    Logit,
+    Permutation,
+    Scale,
+    half,
+    parity,
+    reverse,
+    shuffle,
+    swap_halves,
+)
+from npflow.elementwise import Additive, Affine
+from npflow.errors import BackendError
+from npflow.networks import MLP
+from npflow.params import walk
+
+
+def _runs(backend: str) -> bool:
+    try:
+        get_backend(backend)
+    except BackendError:
+        return False
+    return True
+
+
+BACKENDS = [
+    "reference",
+    "numpy",
+    pytest.param(
+        "cupy",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not _runs("cupy"), reason="needs CUDA")],
+    ),
+]
+
+
+def normal_rows(rng: np.random.Generator, rows: int, features: int) -> np.ndarray:
+    return rng.normal(size=(rows, features))
+
+
+def pixels(rng: np.random.Generator, rows: int, features: int) -> np.ndarray:
+    return 256 * rng.uniform(size=(rows, features))
+
+
+def unit_interval(rng: np.random.Generator, rows: int, features: int) -> np.ndarray:
+    return rng.uniform(size=(rows, features))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer and the inputs it takes."""
+
+    layer: Bijection
+    features: int
+    context: int = 0  # features of the context, 0 for none
+    sample: Callable[[np.random.Generator, int, int], np.ndarray] = normal_rows
+    step: float = testing.STEP  # of differences
+
+    def inputs(self, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """x and context on the host, in float64 but exact in float32 too."""
+        rng = np.random.default_rng(seed)
+        x = self.sample(rng, rows, self.features).astype(np.float32).astype(np.float64)
+        context = rng.normal(size=(rows, self.context)).astype(np.float32).astype(np.float64)
+        return x, context if self.context else None
+
+    def prepare(self, backend: str = "reference", dtype: str = "float64", seed: int = 0):
+        """Random parameters and statistics; the ParamStore."""
+        store = testing.prepare(self.layer, backend, dtype, seed)
+        x, context = self.arrays(32, seed=1000 + seed)
+        self.layer.update_statistics(x, context)
+        return store
+
+    def arrays(self, rows: int, seed: int):
+        """inputs on the layer's backend."""
+        x, context = self.inputs(rows, seed)
+        array = self.layer.backend.array
+        return array(x), None if context is None else array(context)
+
+    def smooth_arrays(self, rows: int, seed: int):
+        """arrays whose pre-activations all keep 0.03 away from zero, where ReLUs have a kink."""
+        for attempt in range(1000):
+            x, context = self.arrays(rows, 1000 * seed + attempt)
+            z, _, _ = self.layer.forward(x, context)
+            if all(_off_kinks(m, a, context) for m, a in self._conditioner_inputs(x, z)):
+                return x, context
+        raise AssertionError("every attempt had a pre-activation near zero")
+
+    def _conditioner_inputs(self, x, z):
+        for _, member in walk(self.layer):
+            if isinstance(member, Coupling) and member.conditioner.activation != "tanh":
+                assert member is self.layer, "only single couplings are kept off their kinks"
+                yield member.conditioner, x[:, list(member.kept)]
+
+
+def _off_kinks(mlp: MLP, x, context) -> bool:
+    _, cache = mlp.forward(x, context)
+    layers = zip(cache.activations[:-1], mlp.weights[:-1], mlp.biases[:-1], strict=True)
+    return all(bool((abs(h @ w.value + b.value) > 0.03).all()) for h, w, b in layers)
+
+
+def additive(features, kept, activation="tanh", context=0, hidden=(4, 3)) -> Coupling:
+    transformed = features - len(kept)
+    network = MLP(len(kept), hidden, transformed, activation, context)
+    return Coupling(features, kept, Additive(transformed), network)
+
+
+def affine(
+    features, kept, activation="tanh", context=0, hidden=(4, 3), bound=1.0, learn_bound=True
+) -> Coupling:
+    transformed = features - len(kept)
+    network = MLP(len(kept), hidden, 2 * transformed, activation, context)
+    return Coupling(features, kept, Affine(transformed, bound, learn_bound), network)
+
+
+def scattered(features: int) -> tuple[int, ...]:
+    """An unordered random subset of the features."""
+    order = np.random.default_rng(features).permutation(features)
+    return tuple(int(i) for i in order[: 1 + (features - 1) // 3])
+
+
+def realnvp_layers(d: int) -> tuple[Bijection, ...]:
+    return (
+        affine(d, half(d)),
+        reverse(d),
+        additive(d, parity(d)),
+        Diagonal(d),
+        affine(d, half(d, flip=True), learn_bound=False),
+    )
+
+
+# name -> constructor, given the number of features (2 or more)
+CASES: dict[str, Callable[[int], Case]] = {
+    "additive-half": lambda d: Case(additive(d, half(d)), d),
+    "additive-parity": lambda d: Case(additive(d, parity(d, flip=True)), d),
+    "additive-context": lambda d: Case(additive(d, half(d), context=2), d, context=2),
+    "affine-half": lambda d: Case(affine(d, half(d)), d),
+    "affine-half-flipped": lambda d: Case(affine(d, half(d, flip=True)), d),
+    "affine-parity": lambda d: Case(affine(d, parity(d)), d),
+    "affine-scattered": lambda d: Case(affine(d, scattered(d)), d),
+    "affine-fixed-bound": lambda d: Case(affine(d, half(d), bound=0.7, learn_bound=False), d),
+    "affine-context": lambda d: Case(affine(d, half(d), context=2), d, context=2),
+    "affine-relu": lambda d: Case(affine(d, half(d), "relu"), d),
+    "affine-leaky-relu": lambda d: Case(affine(d, half(d), "leaky_relu"), d),
+    "affine-elu": lambda d: Case(affine(d, half(d), "elu"), d),
+    "affine-linear-conditioner": lambda d: Case(affine(d, half(d), hidden=()), d),
+    "affine-wide": lambda d: Case(affine(d, half(d), hidden=(24, 24)), d),
+    "reverse": lambda d: Case(reverse(d), d),
+    "swap-halves": lambda d: Case(swap_halves(d), d),
+    "shuffle": lambda d: Case(shuffle(d, seed=3), d),
+    "cyclic-shift": lambda d: Case(Permutation((*range(1, d), 0)), d),
+    "diagonal": lambda d: Case(Diagonal(d), d),
+    "batch-norm": lambda d: Case(BatchNorm(d), d),
+    "logit-pixels": lambda d: Case(Logit(lam=0.05, levels=256.0), d, sample=pixels, step=1e-4),
+    "logit-unit": lambda d: Case(Logit(lam=0.1, levels=1.0), d, sample=unit_interval, step=1e-4),
+    "scale": lambda d: Case(Scale(-0.3), d),
+    "chain": lambda d: Case(Chain(realnvp_layers(d)), d),
+    "chain-context": lambda d: Case(
+        Chain((affine(d, half(d), context=1), additive(d, parity(d), context=1), BatchNorm(d))),
+        d,
+        context=1,
+    ),
+    "chain-nested": lambda d: Case(
+        Chain((Scale(0.5), Chain(realnvp_layers(d)), Inverse(Chain(realnvp_layers(d))))), d
+    ),
+    "inverse-coupling": lambda d: Case(Inverse(affine(d, half(d), context=1)), d, context=1),
+    "inverse-batch-norm": lambda d: Case(Inverse(BatchNorm(d)), d),
+}
