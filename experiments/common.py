@@ -54,7 +54,7 @@ def run(main: Callable[[SomeOptions], None], options: type[SomeOptions]) -> None
         if parsed.seed < 0:
             raise ConfigurationError(f"--seed is {parsed.seed}; expected 0 or more")
         main(parsed)
-    except NpflowError as error:
+    except (NpflowError, OSError) as error:  # OSError: a figure on a full disk, say
         sys.exit(_fail(str(error), 2))
     except KeyboardInterrupt:
         sys.exit(_fail("stopped; the same command with --resume goes on from here", 130))
@@ -66,8 +66,10 @@ def _fail(message: str, status: int) -> int:
 
 
 def make_folder(options: Options, name: str) -> Path:
-    """The run's folder, made if it is not there. Raises CheckpointError if it cannot be written."""
+    """The run's folder, made unless a run is resumed. Raises CheckpointError if it cannot be."""
     folder = options.out if options.out is not None else Path("runs") / name
+    if options.resume:
+        return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -413,11 +413,11 @@ def _open_run(trainer: Trainer, out: Path | None, resume: bool) -> list[dict[str
         if resume:
             raise ConfigurationError("resume needs the folder of the run to resume: give out")
         return []
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot make the folder {out}: {error.strerror}") from None
     if not resume:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot make the folder {out}: {error.strerror}") from None
         trainer.save(out / CHECKPOINT)  # a run killed in its first epoch can be resumed too
         checkpoint.write_bytes(out / METRICS, b"")
         return []

@@ -80,7 +80,7 @@ def test_jacobian_flattens_images():
 def test_a_users_layer_passes():
     layer = cubic()
     assert testing.check_inverse(layer, X) < 1e-14
-    assert testing.check_log_det(layer, X) < 1e-11
+    assert testing.check_log_det(layer, X) < 1e-10
     reports = testing.check_gradients(layer, X)
     assert {r.direction for r in reports} == {"forward", "inverse"}
     assert {r.tensor for r in reports} == {"x", "z", "a"}
@@ -140,7 +140,8 @@ def test_a_gradient_of_the_wrong_shape_fails(monkeypatch):
     monkeypatch.setattr(
         Cubic, "backward", lambda self, cache, dz, dlog_det: (dz.sum(axis=0), None)
     )
-    with pytest.raises(CheckError, match=re.escape("gradient of x has shape (4,), expected (3, 4)")):
+    message = re.escape("gradient of x has shape (4,), expected (3, 4)")
+    with pytest.raises(CheckError, match=message):
         testing.check_gradients(layer, X)
 
 
@@ -159,8 +160,6 @@ def test_a_low_order_fails_even_where_the_tolerance_passes(monkeypatch):
 
 def test_a_kink_is_seen():
     """Where the map is not differentiable no gradient is right, and the check says so."""
-    layer = Diagonal(4)
-    testing.prepare(layer)
 
     @dataclass(eq=False)
     class Bent(Diagonal):
