@@ -86,7 +86,7 @@ def main(options: ToyOptions) -> None:
 
 def draw_figures(folder, flow: Flow, history, train, entropy: float | None, seed: int) -> None:
     """The curve, the density beside the data, and the walk from latents to data."""
-    keys = {"train_nll": "training", "validation_nll": "validation"}
+    keys = {"train_nll": "training", "validation_nll": "validation, averaged weights"}
     references = None if entropy is None else {f"entropy: {entropy:.4f}": entropy}
     plotting.curves(history, keys, folder / "curve.png", "negative log-likelihood (nats)", references)
     plotting.density(flow, train, folder / "density.png", seed=seed)

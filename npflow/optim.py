@@ -90,7 +90,7 @@ class Adam:
 class WeightAverage:
     """Exponential moving average of all parameters.
 
-    The decay rises from 1/11 as min(decay, (1 + n) / (10 + n)), so that early averages forget the
+    The decay of the n-th update is min(decay, (1 + n) / (10 + n)), so that early averages forget the
     first values quickly.
     """
 

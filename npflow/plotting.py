@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +31,7 @@ Extent = tuple[float, float, float, float]  # x_min, x_max, y_min, y_max
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, "#CC79A7", "#56B4E9")
+INK = LinearSegmentedColormap.from_list("ink", ["white", "#56B4E9", BLUE, "#00243A"])
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -215,7 +217,8 @@ def density(
             raise ConfigurationError("the density of a function needs an extent; give extent=...")
         extent = surrounding(data)
     samples = flow.backend.to_numpy(flow.sample(shown, seed))
-    with _figure(path, 8.4, 3.0) as figure:
+    height_by_width = (extent[3] - extent[2]) / (extent[1] - extent[0])
+    with _figure(path, 8.4, 0.5 + 2.6 * float(np.clip(height_by_width, 0.3, 1.5))) as figure:
         first, second, third = figure.subplots(1, 3, sharex=True, sharey=True)
         if callable(data):
             log_target = np.asarray(data(grid(extent, size)), np.float64).reshape(size, size)
@@ -229,7 +232,7 @@ def density(
 
 
 def morph(
-    stages: Sequence[tuple[str, ArrayLike]], quadrants: ArrayLike, path: PathLike, columns: int = 5
+    stages: Sequence[tuple[str, ArrayLike]], quadrants: ArrayLike, path: PathLike
 ) -> None:
     """The walk from latents to data, one panel a stage, every point in its latent's colour.
 
@@ -237,10 +240,9 @@ def morph(
     quadrants : (n,) integers 0..3, the colour of each point
     """
     colours = np.array(COLOURS[:4])[np.asarray(quadrants)]
-    columns = min(columns, len(stages))
-    rows = -(-len(stages) // columns)
-    with _figure(path, 1.75 * columns, 1.9 * rows) as figure:
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    columns = -(-len(stages) // 2)
+    with _figure(path, 1.75 * columns, 3.8) as figure:
+        panels = figure.subplots(2, columns, squeeze=False).ravel()
         for axes, (title, points) in zip(panels, stages, strict=False):
             _draw_points(axes, np.asarray(points), title, colours)
             axes.set_aspect("equal", adjustable="datalim")
@@ -255,7 +257,7 @@ def _draw_points(axes: Axes, points: NDArray, title: str, colours: Any = BLUE) -
 
 
 def _draw_density(axes: Axes, values: NDArray, extent: Extent, title: str) -> None:
-    axes.imshow(values, origin="lower", extent=extent, cmap="Blues", interpolation="bilinear")
+    axes.imshow(values, origin="lower", extent=extent, cmap=INK, vmin=0, interpolation="bilinear")
     axes.set_title(title)
 
 

@@ -69,7 +69,7 @@ def test_input_may_be_strided(name, backend):
     case = CASES[name](5)
     case.prepare(backend)
     if case.layer.backend.name == "cupy":
-        pytest.skip("the launcher refuses strided arrays; Flow makes them contiguous")
+        pytest.skip("the launcher refuses strided arrays")
     x, context = case.arrays(4, seed=0)
     z, log_det, cache = case.layer.forward(x, context)
     z_strided, log_det_strided, cache_strided = case.layer.forward(strided(x), context)

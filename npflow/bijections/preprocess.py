@@ -32,7 +32,7 @@ class LogitCache(NamedTuple):
 class Logit(Bijection):
     """y = logit(lam + (1 - 2 lam) x / levels) for x in [0, levels].
 
-    lam keeps the ends finite: 1e-6 (MAF), 1e-5 (UvA), 0.05 (RealNVP). Log-likelihoods in y-space
+    lam keeps the ends finite: 1e-6 (MAF), 5e-6 (UvA), 0.05 (RealNVP). Log-likelihoods in y-space
     differ by thousands of nats between these; those of x do not, so npflow reports those.
     """
 

@@ -1,0 +1,108 @@
+"""RealNVP fitted to an unnormalised density by reverse KL, without any data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from common import MODEL, Options, make_folder, run, write_summary
+from tqdm import tqdm
+
+from npflow import optim, plotting
+from npflow.backend import Array
+from npflow.errors import ConfigurationError
+from npflow.flow import Flow
+from npflow.metrics import standard_error
+from npflow.models import REALNVP_CONFIGURATIONS, realnvp
+
+EXTENT = (-4.0, 4.0, -4.0, 4.0)  # the target's mass outside it is below 1e-6
+STEPS_PER_EPOCH = 100
+BATCH_SIZE = 512
+FRESH = 200_000  # samples for the final figures
+
+
+@dataclass
+class EnergyOptions(Options):
+    """The options of every experiment; an epoch is 100 steps of 512 samples."""
+
+
+def log_target(x: Array) -> tuple[Array, Array]:
+    """-U(x), (B,), and its gradient (B, 2): a ring of radius 2 with two heavy sides.
+
+    U(x) = 1/2 ((|x| - 2) / 0.4)^2 - log(e^{-1/2 ((x_1 - 2) / 0.6)^2} + e^{-1/2 ((x_1 + 2) / 0.6)^2})
+
+    U_1 of arXiv:1505.05770, table 1. The log of the sum is -(x_1^2 + 4) / 0.72 + log 2 cosh(a) with
+    a = 2 x_1 / 0.36, and log 2 cosh(a) = |a| + log(1 + e^{-2 |a|}), so nothing overflows.
+    """
+    radius = np.sqrt((x * x).sum(axis=1))
+    ring = (radius - 2) / 0.4
+    a = 2 * x[:, 0] / 0.36
+    log_cosh = abs(a) + np.log1p(np.exp(-2 * abs(a)))
+    log_p = -0.5 * ring**2 - (x[:, 0] ** 2 + 4) / 0.72 + log_cosh
+    gradient = x * (-ring / 0.4 / np.maximum(radius, 1e-6))[:, None]
+    gradient[:, 0] += (2 * np.tanh(a) - x[:, 0]) / 0.36
+    return log_p, gradient
+
+
+def main(options: EnergyOptions) -> None:
+    """Fit RealNVP to a 2-D energy by reverse KL; ends with KL(q || p) and importance weights."""
+    if options.resume:
+        raise ConfigurationError("toy_energy takes half a minute and cannot be resumed; start anew")
+    folder = make_folder(options, "toy_energy")
+    model = dict(REALNVP_CONFIGURATIONS["toy"])
+    if options.smoke:
+        model |= {"hidden": (8, 8)}
+    flow = realnvp(**model, backend=options.backend, dtype=options.dtype, seed=options.seed)
+    cells = plotting.grid(EXTENT, 1000)
+    target = np.exp(log_target(cells)[0]).reshape(1000, 1000)
+    log_normalizer = math.log(plotting.integral(target, EXTENT))
+
+    epochs = options.epochs or (1 if options.smoke else 80)
+    history = train(flow, options, epochs, log_normalizer)
+    flow.save(folder / MODEL)
+
+    x, log_q = flow.sample_and_log_prob(FRESH, seed=options.seed + 1)
+    log_p, _ = log_target(x)
+    log_weight = flow.backend.to_numpy(log_p - log_q).astype(np.float64) - log_normalizer
+    weight = np.exp(log_weight)
+    results = {
+        "reverse_kl": float(-log_weight.mean()),
+        "reverse_kl_standard_error": standard_error(log_weight),
+        "log_normalizer": log_normalizer,
+        # The importance-sampling estimate of the normalizer, relative to the quadrature.
+        "log_normalizer_error": float(np.log(weight.mean())),
+        "effective_sample_size": float(weight.sum() ** 2 / (weight**2).sum() / len(weight)),
+        "samples": len(weight),
+        "epochs": epochs,
+        "steps": epochs * STEPS_PER_EPOCH,
+    }
+    plotting.curves(history, {"kl": "training"}, folder / "curve.png", "KL(q || p) (nats)", {"": 0})
+    plotting.density(
+        flow, lambda x: log_target(x)[0], folder / "density.png", extent=EXTENT, seed=options.seed
+    )
+    write_summary(folder, flow, options, results)
+
+
+def train(flow: Flow, options: EnergyOptions, epochs: int, log_normalizer: float) -> list[dict]:
+    """Adam with a cosine schedule; the flow ends with the average of its weights."""
+    adam = optim.Adam(flow.params, 2e-3, max_norm=5.0)
+    average = optim.WeightAverage(flow.params, 0.999)
+    schedule = optim.cosine(epochs * STEPS_PER_EPOCH)
+    history = []
+    for epoch in tqdm(range(epochs), unit="epoch"):
+        kl = 0.0
+        for step in range(epoch * STEPS_PER_EPOCH, (epoch + 1) * STEPS_PER_EPOCH):
+            loss = flow.reverse_kl_and_grad(
+                log_target, BATCH_SIZE, options.seed, step, memory=options.memory
+            )
+            kl += (loss + log_normalizer) / STEPS_PER_EPOCH
+            adam.step(schedule(step))
+            average.update(step + 1)
+        history.append({"epoch": epoch + 1, "kl": kl})
+    average.swap()
+    return history
+
+
+if __name__ == "__main__":
+    run(main, EnergyOptions)

@@ -1,0 +1,299 @@
+"""Building blocks of a matrix product, written as LLVM vector code.
+
+LLVM does not find the register tile of a fast matrix product in a loop over scalars, so `multiply`
+spells it out: a tile of ROWS x (VECTORS x lanes) sums stays in registers while k runs; each step
+loads one row of b, and broadcasts ROWS numbers of a. LLVM chooses the instructions for the CPU
+(AVX-512, AVX2, NEON, ...): only ROWS and the length of a vector are fitted to it here, and any
+choice is right. Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication,
+2008.
+
+The functions are for compiled code, take two-dimensional arrays of one dtype, and do not check
+shapes. Except for `a`, the rows of the arrays are contiguous; no other stride is asked for.
+
+Numba's disk cache looks at the file of the kernel alone: after a change in this file, remove
+kernels/cpu/__pycache__.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+_, _cpu, _features = cpu_target.target_context.codegen().magic_tuple()
+# On other CPUs with AVX-512, LLVM splits 512-bit vectors in two.
+_zen = _cpu.startswith("znver") and "+avx512f" in _features.split(",")
+VECTOR_BYTES = 64 if _zen else 32
+# The sums take 24 of 32 registers, or 12 of 16. ROWS is a power of 2, at most the lanes.
+ROWS = 8 if _zen else 4
+VECTORS = 3
+
+_INDEX = ir.IntType(types.intp.bitwidth)
+_BYTE_POINTER = ir.IntType(8).as_pointer()
+
+
+class _Array:
+    """Memory, shape and strides (in bytes) of a two-dimensional array."""
+
+    def __init__(self, context: Any, builder: ir.IRBuilder, kind: types.Array, value: ir.Value):
+        array = context.make_array(kind)(context, builder, value)
+        self.data = builder.bitcast(array.data, _BYTE_POINTER)
+        self.rows, self.columns = cgutils.unpack_tuple(builder, array.shape)
+        self.row, self.column = cgutils.unpack_tuple(builder, array.strides)
+
+
+class _Emitter:
+    """The instructions in use, for vectors of one scalar type."""
+
+    def __init__(self, builder: ir.IRBuilder, scalar: ir.Type):
+        self.builder, self.scalar = builder, scalar
+        self.bytes = 4 if isinstance(scalar, ir.FloatType) else 8
+        self.lanes = VECTOR_BYTES // self.bytes
+        self.vector = ir.VectorType(scalar, self.lanes)
+
+    def less(self, a: int, b: ir.Value) -> ir.Value:
+        return self.builder.icmp_signed("<", _INDEX(a), b)
+
+    def minimum(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
+
+    def at(self, base: ir.Value, index: ir.Value | int, stride: ir.Value | int) -> ir.Value:
+        """The address of element `index` from base, `stride` bytes apart."""
+        index, stride = (_INDEX(n) if isinstance(n, int) else n for n in (index, stride))
+        return self.builder.gep(base, [self.builder.mul(index, stride)])
+
+    def call(self, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
+        kind = ir.FunctionType(result, [arg.type for arg in args])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(function, args)
+
+    def name(self, operation: str, vector: ir.VectorType) -> str:
+        return f"llvm.{operation}.v{vector.count}f{8 * self.bytes}"
+
+    def load_scalar(self, address: ir.Value) -> ir.Value:
+        return self.builder.load(self.builder.bitcast(address, self.scalar.as_pointer()))
+
+    def load(self, address: ir.Value, mask: ir.Value | None = None) -> ir.Value:
+        """A vector, with zeros where the mask is off."""
+        source = self.builder.bitcast(address, self.vector.as_pointer())
+        if mask is None:
+            value = self.builder.load(source)
+            value.align = self.bytes
+            return value
+        name = self.name("masked.load", self.vector) + ".p0"
+        zero = ir.Constant(self.vector, None)
+        return self.call(name, self.vector, source, ir.IntType(32)(self.bytes), mask, zero)
+
+    def store(self, value: ir.Value, address: ir.Value, mask: ir.Value | None = None) -> None:
+        target = self.builder.bitcast(address, value.type.as_pointer())
+        if mask is None:
+            self.builder.store(value, target).align = self.bytes
+            return
+        name = self.name("masked.store", value.type) + ".p0"
+        self.call(name, ir.VoidType(), value, target, ir.IntType(32)(self.bytes), mask)
+
+    def prefetch(self, address: ir.Value, write: bool) -> None:
+        """Into the first cache to write, into the second to read."""
+        flags = (ir.IntType(32)(flag) for flag in (int(write), 2 + int(write), 1))
+        self.call("llvm.prefetch.p0", ir.VoidType(), address, *flags)
+
+    def multiply_add(self, a: ir.Value, b: ir.Value, total: ir.Value) -> ir.Value:
+        """a b + total: one rounding where the CPU has the instruction, else two."""
+        return self.call(self.name("fmuladd", self.vector), self.vector, a, b, total)
+
+    def shuffle(self, a: ir.Value, b: ir.Value, pattern: list[int]) -> ir.Value:
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(pattern)), pattern)
+        return self.builder.shuffle_vector(a, b, mask)
+
+    def broadcast(self, value: ir.Value, lanes: int) -> ir.Value:
+        undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+        first = self.builder.insert_element(undefined, value, ir.IntType(32)(0))
+        return self.shuffle(first, undefined, [0] * lanes)
+
+    def mask(self, lanes: int, valid: ir.Value, first: int = 0) -> ir.Value:
+        """first + lane < valid, for each lane."""
+        numbers = ir.Constant(ir.VectorType(_INDEX, lanes), list(range(first, first + lanes)))
+        return self.builder.icmp_signed("<", numbers, self.broadcast(valid, lanes))
+
+    def transpose(self, vectors: list[ir.Value]) -> list[ir.Value]:
+        """ROWS vectors of `lanes` numbers into `lanes` vectors of ROWS numbers.
+
+        A perfect shuffle zips vector i with vector i + ROWS/2; log2(ROWS) of them in a row leave
+        the columns one after the other.
+        """
+        zipped = [n for lane in range(self.lanes) for n in (lane, self.lanes + lane)]
+        halves = zipped[: self.lanes], zipped[self.lanes :]
+        for _ in range(ROWS.bit_length() - 1):
+            pairs = zip(vectors[: ROWS // 2], vectors[ROWS // 2 :], strict=True)
+            vectors = [self.shuffle(a, b, half) for a, b in pairs for half in halves]
+        return [
+            self.shuffle(vector, vector, list(range(start, start + ROWS)))
+            for vector in vectors
+            for start in range(0, self.lanes, ROWS)
+        ]
+
+
+def _emit_tile(emit: _Emitter, vectors: int, transposed: bool, *args: ir.Value) -> None:
+    """The body of `multiply` for a c of at most `vectors` vectors a row."""
+    builder = emit.builder
+    a, a_row, a_column, b, b_row, c, c_row, rows, columns, depth, *rest = args
+
+    # Rows that are not there repeat the last one and are not stored.
+    last = builder.sub(rows, _INDEX(1))
+    a_rows = [emit.at(a, emit.minimum(_INDEX(i), last), a_row) for i in range(ROWS)]
+    zero = ir.Constant(emit.vector, None)
+    sums = [
+        [cgutils.alloca_once_value(builder, zero) for _ in range(vectors)] for _ in range(ROWS)
+    ]
+    if not transposed:
+        add, ahead, ahead_row = rest
+        with builder.if_then(add):
+            for i in range(ROWS):
+                for q in range(vectors):
+                    emit.prefetch(emit.at(emit.at(c, i, c_row), q, VECTOR_BYTES), write=True)
+
+    with cgutils.for_range(builder, depth, intp=_INDEX) as loop:
+        b_k = emit.at(b, loop.index, b_row)
+        b_loaded = [emit.load(emit.at(b_k, q, VECTOR_BYTES)) for q in range(vectors)]
+        if not transposed:
+            emit.prefetch(emit.at(ahead, loop.index, ahead_row), write=False)
+        for start, row in zip(a_rows, sums, strict=True):
+            number = emit.load_scalar(emit.at(start, loop.index, a_column))
+            factor = emit.broadcast(number, emit.lanes)
+            for total, loaded in zip(row, b_loaded, strict=True):
+                builder.store(emit.multiply_add(factor, loaded, builder.load(total)), total)
+
+    if transposed:
+        mask = emit.mask(ROWS, rows)
+        for q in range(vectors):
+            block = emit.transpose([builder.load(row[q]) for row in sums])
+            for j, column in enumerate(block, start=q * emit.lanes):
+                with builder.if_then(emit.less(j, columns)):
+                    emit.store(column, emit.at(c, j, c_row), mask)
+        return
+    masks = [emit.mask(emit.lanes, columns, q * emit.lanes) for q in range(vectors)]
+    for i, row in enumerate(sums):
+        with builder.if_then(emit.less(i, rows)):
+            for q, (total, mask) in enumerate(zip(row, masks, strict=True)):
+                place = emit.at(emit.at(c, i, c_row), q, VECTOR_BYTES)
+                with builder.if_then(add):
+                    builder.store(builder.fadd(builder.load(total), emit.load(place, mask)), total)
+                emit.store(builder.load(total), place, mask)
+
+
+def _multiply(transposed: bool) -> Callable[..., Any]:
+    def codegen(context, builder, signature, args):
+        scalar = context.get_value_type(signature.args[0].dtype)
+        a, b, c = (_Array(context, builder, signature.args[i], args[i]) for i in range(3))
+        rows, columns = (c.columns, c.rows) if transposed else (c.rows, c.columns)
+        values = [
+            a.data, a.row, a.column, b.data, b.row, c.data, c.row, rows, columns, a.columns
+        ]  # fmt: skip
+        if not transposed:
+            ahead = _Array(context, builder, signature.args[4], args[4])
+            empty = builder.icmp_signed("==", ahead.columns, _INDEX(0))
+            values += [args[3], ahead.data, builder.select(empty, _INDEX(0), ahead.row)]
+
+        emit = _Emitter(builder, scalar)
+        vectors = builder.sdiv(builder.add(columns, _INDEX(emit.lanes - 1)), _INDEX(emit.lanes))
+        end = builder.append_basic_block("multiplied")
+        switch = builder.switch(vectors, end)
+        for n in range(1, VECTORS + 1):
+            # A function of its own, so that the caller's variables take no registers in the loop.
+            name = f"npflow_multiply_{transposed:d}_{n}_f{8 * emit.bytes}"
+            function = builder.module.globals.get(name)
+            if function is None:
+                kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+                function = ir.Function(builder.module, kind, name)
+                function.linkage = "internal"
+                function.attributes.add("noinline")
+                body = ir.IRBuilder(function.append_basic_block("entry"))
+                _emit_tile(_Emitter(body, scalar), n, transposed, *function.args)
+                body.ret_void()
+            case = builder.append_basic_block(f"multiply_{n}")
+            switch.add_case(_INDEX(n), case)
+            with builder.goto_block(case):
+                builder.call(function, values)
+                builder.branch(end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    return codegen
+
+
+def _same_dtype(*arrays: types.Array) -> None:
+    if len({array.dtype for array in arrays}) > 1:
+        raise TypingError(f"expected arrays of one dtype, got {[str(a.dtype) for a in arrays]}")
+
+
+@intrinsic
+def multiply(typingctx, a, b, c, add, ahead):
+    """c = a b, or c += a b if `add`, for one tile.
+
+    c (rows, columns) with 0 < rows <= ROWS and 0 < columns <= VECTORS x lanes; a (rows, depth), of
+    any strides; b (depth, ...): a panel as `pack` makes it, read in whole vectors. Step k also
+    prefetches ahead[k, 0], unless `ahead` has no columns.
+    """
+    _same_dtype(a, b, c)
+    return types.void(a, b, c, types.boolean, ahead), _multiply(transposed=False)
+
+
+@intrinsic
+def multiply_transposed(typingctx, a, b, c):
+    """c = (a b)^T for one tile: as `multiply`, with c (columns, rows)."""
+    _same_dtype(a, b, c)
+    return types.void(a, b, c), _multiply(transposed=True)
+
+
+@intrinsic
+def pack(typingctx, source, panel):
+    """panel[:, :columns] = source (depth, columns), columns <= VECTORS x lanes; zeros behind."""
+    _same_dtype(source, panel)
+
+    def codegen(context, builder, signature, args):
+        emit = _Emitter(builder, context.get_value_type(signature.args[0].dtype))
+        source, panel = map(_Array, [context] * 2, [builder] * 2, signature.args, args)
+        masks = [emit.mask(emit.lanes, source.columns, q * emit.lanes) for q in range(VECTORS)]
+        with cgutils.for_range(builder, source.rows, intp=_INDEX) as loop:
+            start = emit.at(source.data, loop.index, source.row)
+            target = emit.at(panel.data, loop.index, panel.row)
+            for q, mask in enumerate(masks):
+                loaded = emit.load(emit.at(start, q, VECTOR_BYTES), mask)
+                emit.store(loaded, emit.at(target, q, VECTOR_BYTES))
+        return context.get_dummy_value()
+
+    return types.void(source, panel), codegen
+
+
+@intrinsic
+def pack_transposed(typingctx, source, panel):
+    """panel[:, :rows] = source^T, source (rows, depth); copies of the last row behind."""
+    _same_dtype(source, panel)
+
+    def codegen(context, builder, signature, args):
+        emit = _Emitter(builder, context.get_value_type(signature.args[0].dtype))
+        source, panel = map(_Array, [context] * 2, [builder] * 2, signature.args, args)
+        zero, last = _INDEX(0), builder.sub(source.rows, _INDEX(1))
+        # Whole vectors are read from a panel: rows up to the next multiple of `lanes`.
+        height = builder.and_(builder.add(last, _INDEX(emit.lanes)), _INDEX(-emit.lanes))
+        with cgutils.for_range_slice(builder, zero, height, _INDEX(ROWS), _INDEX) as (i, _):
+            rows = [emit.minimum(builder.add(i, _INDEX(r)), last) for r in range(ROWS)]
+            starts = [emit.at(source.data, row, source.row) for row in rows]
+            target = emit.at(panel.data, i, emit.bytes)
+            with cgutils.for_range_slice(
+                builder, zero, source.columns, _INDEX(emit.lanes), _INDEX
+            ) as (j, _):
+                left = builder.sub(source.columns, j)
+                mask = emit.mask(emit.lanes, left)
+                loaded = [emit.load(emit.at(start, j, emit.bytes), mask) for start in starts]
+                for lane, column in enumerate(emit.transpose(loaded)):
+                    with builder.if_then(emit.less(lane, left)):
+                        place = emit.at(emit.at(target, j, panel.row), lane, panel.row)
+                        emit.store(column, place)
+        return context.get_dummy_value()
+
+    return types.void(source, panel), codegen
