@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 from statistics import NormalDist
 
@@ -98,7 +99,7 @@ def interpolated_latents(flow: Flow, seed: int) -> Array:
     shape = (INTERPOLATION_ROWS + 1, flow.base.features)
     corners = random.uniform(host, shape, seed, random.Stream.SAMPLE, 1)
     t = np.linspace(0, 1, INTERPOLATION_STEPS)[:, None]
-    rows = [(1 - t) * start + t * stop for start, stop in zip(corners, corners[1:], strict=False)]
+    rows = [(1 - t) * start + t * stop for start, stop in pairwise(corners)]
     quantile = np.vectorize(NormalDist().inv_cdf)
     return flow.backend.array(quantile(np.concatenate(rows)))
 
@@ -106,5 +107,3 @@ def interpolated_latents(flow: Flow, seed: int) -> Array:
 def pixels(flow: Flow, x: Array) -> np.ndarray:
     """x in [0, 256) as 8-bit pixels."""
     return np.clip(np.floor(flow.backend.to_numpy(x)), 0, 255).astype(np.uint8)
-
-

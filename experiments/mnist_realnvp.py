@@ -23,7 +23,7 @@ REFERENCES = {"UvA assignment, 40 epochs: 1.85": 1.85}
 @dataclass
 class RealNVPOptions(Options):
     config: Literal["uva", "report", "best"] = "uva"
-    """uva: 8 couplings of 1024 x 1024; report: UCSD's 5 of 256 x 256 with batch norm; best: ours."""
+    """uva: 8 couplings of 1024 x 1024; report: UCSD's 5 of 256 x 256, batch norm; best: ours."""
 
 
 def main(options: RealNVPOptions) -> None:

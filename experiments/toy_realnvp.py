@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from common import MODEL, Options, make_folder, run, write_summary
 
 from npflow import plotting
-from npflow.datasets import toy, toy_entropy
+from npflow.datasets import TOYS, toy, toy_entropy
 from npflow.flow import Flow
 from npflow.metrics import standard_error
 from npflow.models import REALNVP_CONFIGURATIONS, realnvp
 from npflow.training import TrainingOptions, evaluate, fit
 
+CONFIGURATIONS = {"toy": "toy", "report": "toy-report"}
 # Points of the training, validation and test set, each drawn from a seed of its own.
 POINTS = (50_000, 20_000, 200_000)
 SMOKE_POINTS = (500, 500, 500)
@@ -24,10 +26,7 @@ INTEGRATION_SIZE = 1500  # cells on a side of the grid that the density is integ
 
 @dataclass
 class ToyOptions(Options):
-    dataset: Literal[
-        "two_moons", "eight_gaussians", "checkerboard", "rings",
-        "pinwheel", "two_spirals", "swiss_roll", "parabola",
-    ] = "two_moons"  # fmt: skip
+    dataset: Literal[*TOYS] = "two_moons"
     """The density to draw the points from."""
     config: Literal["toy", "report"] = "toy"
     """toy: 8 couplings of 64 x 64; report: UCSD's 5 of 32 x 32."""
@@ -36,9 +35,7 @@ class ToyOptions(Options):
 def main(options: ToyOptions) -> None:
     """Train RealNVP on a 2-D toy density; ends with the test nll above its entropy, and figures."""
     folder = make_folder(options, f"toy_realnvp_{options.dataset}")
-    model: dict[str, Any] = dict(
-        REALNVP_CONFIGURATIONS["toy" if options.config == "toy" else "toy-report"]
-    )
+    model = dict(REALNVP_CONFIGURATIONS[CONFIGURATIONS[options.config]])
     if options.smoke:
         model |= {"hidden": (8, 8)}
     sizes = SMOKE_POINTS if options.smoke else POINTS
@@ -54,9 +51,7 @@ def main(options: ToyOptions) -> None:
         memory=options.memory,
         seed=options.seed,
     )
-    history = fit(
-        flow, train, validation, options=training, out=folder, resume=options.resume
-    )
+    history = fit(flow, train, validation, options=training, out=folder, resume=options.resume)
     flow.save(folder / MODEL)
 
     nll = evaluate(flow, test)
@@ -84,11 +79,20 @@ def main(options: ToyOptions) -> None:
     write_summary(folder, flow, options, results)
 
 
-def draw_figures(folder, flow: Flow, history, train, entropy: float | None, seed: int) -> None:
+def draw_figures(
+    folder: Path,
+    flow: Flow,
+    history: list[dict],
+    train: np.ndarray,
+    entropy: float | None,
+    seed: int,
+) -> None:
     """The curve, the density beside the data, and the walk from latents to data."""
     keys = {"train_nll": "training", "validation_nll": "validation, averaged weights"}
     references = None if entropy is None else {f"entropy: {entropy:.4f}": entropy}
-    plotting.curves(history, keys, folder / "curve.png", "negative log-likelihood (nats)", references)
+    plotting.curves(
+        history, keys, folder / "curve.png", "negative log-likelihood (nats)", references
+    )
     plotting.density(flow, train, folder / "density.png", seed=seed)
     z = flow.base.sample(4000, seed)
     plotting.morph(walk(flow, z), quadrants(flow.backend.to_numpy(z)), folder / "morph.png")

@@ -66,7 +66,8 @@ def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         ) from None
     if metadata.get("format") != kind:
         raise CheckpointError(
-            f"{path} holds {metadata.get('format', 'arrays of another program')!r}; expected {kind!r}"
+            f"{path} holds {metadata.get('format', 'arrays of another program')!r}; "
+            f"expected {kind!r}"
         )
     if metadata.get("version") != str(VERSION):
         raise CheckpointError(
@@ -80,5 +81,5 @@ def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 def _checksum(arrays: dict[str, np.ndarray], header: str) -> str:
     crc = zlib.crc32(header.encode())
     for name in sorted(arrays):
-        crc = zlib.crc32(np.ascontiguousarray(arrays[name]), crc)
+        crc = zlib.crc32(np.ascontiguousarray(arrays[name]).data, crc)
     return f"{crc:08x}"

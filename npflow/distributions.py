@@ -25,7 +25,7 @@ class Distribution(Component):
         raise NotImplementedError
 
     def sample(self, n: int, seed: int, step: int = 0, temperature: float = 1.0) -> Array:
-        """n draws of the stream (seed, step); deviations from the mean are scaled by temperature."""
+        """n draws of the stream (seed, step), their deviations scaled by temperature."""
         raise NotImplementedError
 
 

@@ -199,7 +199,8 @@ class Flow:
     ) -> Flow:
         """Read a flow written by `save`, on any backend; dtype is the file's unless given.
 
-        Nothing in the file is executed. Raises CheckpointError if it is missing, damaged or foreign.
+        Nothing in the file is executed. Raises CheckpointError if it is missing, damaged or
+        foreign.
         """
         arrays, header = checkpoint.read(Path(path), FORMAT)
         config = header["flow"]
@@ -245,10 +246,14 @@ class Flow:
         """The context on the backend. Raises if it does not fit the flow and a batch of rows."""
         if not self.context_features:
             if context is not None:
-                raise ShapeError("this flow takes no context (context_features=0), but one is given")
+                raise ShapeError(
+                    "this flow takes no context (context_features=0), but one is given"
+                )
             return None
         if context is None:
-            raise ShapeError(f"this flow needs a context of shape ({rows}, {self.context_features})")
+            raise ShapeError(
+                f"this flow needs a context of shape ({rows}, {self.context_features})"
+            )
         context = self._check_array("context", context, (self.context_features,))
         if len(context) != rows:
             raise ShapeError(f"context has {len(context)} rows for {rows} rows of data")
@@ -262,14 +267,15 @@ class Flow:
             raise ShapeError(f"{name} is an empty batch; expected one row or more")
         if array.dtype.kind != "f":
             raise DtypeError(
-                f"{name} has dtype {array.dtype}; expected floating-point. For integer data such as "
-                "8-bit images add uniform noise first: npflow.dequantize(backend, x, seed, step)"
+                f"{name} has dtype {array.dtype}; expected floating-point. For integer data such "
+                "as 8-bit images add uniform noise first: npflow.dequantize(backend, x, seed, step)"
             )
         with np.errstate(over="ignore"):  # of a cast to float32; the next line reports it
             array = self.backend.xp.ascontiguousarray(array, dtype=self.backend.dtype)
         if not self.backend.xp.isfinite(array).all():
             raise NonFiniteError(
-                f"{name} has NaN or infinite values (in {self.backend.dtype}); remove or replace them"
+                f"{name} has NaN or infinite values (in {self.backend.dtype}); "
+                "remove or replace them"
             )
         return array
 

@@ -90,8 +90,8 @@ class Adam:
 class WeightAverage:
     """Exponential moving average of all parameters.
 
-    The decay of the n-th update is min(decay, (1 + n) / (10 + n)), so that early averages forget the
-    first values quickly.
+    The decay of the n-th update is min(decay, (1 + n) / (10 + n)), so that early averages forget
+    the first values quickly.
     """
 
     def __init__(self, params: ParamStore, decay: float):

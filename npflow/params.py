@@ -2,8 +2,8 @@
 
 A model is a tree of components (bijections, networks, base distributions). Each declares
 `Parameter`s (trained) and `State`s (stored but not trained). `ParamStore` allocates one flat array
-of values and one of gradients on the backend, and hands each declaration its views. So Adam, zeroing,
-the norm for clipping, averaging and saving are each one operation on one array.
+of values and one of gradients on the backend, and hands each declaration its views. So Adam,
+zeroing, the norm for clipping, averaging and saving are each one operation on one array.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class State:
 
 
 class Parameter(State):
-    """A trained array; `value` and `grad` are views into the store. Gradients are added to `grad`."""
+    """A trained array; `value` and `grad`, which gradients are added to, are views."""
 
     def __init__(self, shape: tuple[int, ...], initial: Initializer):
         super().__init__(shape, initial)
@@ -211,7 +211,7 @@ class ParamStore:
         for name, slot in expected.items():
             if arrays[name].shape != slot.shape:
                 raise CheckpointError(
-                    f"{name} has shape {arrays[name].shape} in the file and {slot.shape} in the model"
+                    f"{name} has shape {arrays[name].shape} in the file, {slot.shape} in the model"
                 )
         for buffer, table in ((self.values, self.table), (self.state, self.state_table)):
             if table:

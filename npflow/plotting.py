@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from npflow import checkpoint
@@ -32,7 +33,7 @@ Extent = tuple[float, float, float, float]  # x_min, x_max, y_min, y_max
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, "#CC79A7", "#56B4E9")
 INK = LinearSegmentedColormap.from_list("ink", ["white", "#56B4E9", BLUE, "#00243A"])
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.linewidth": 0.6,
@@ -50,7 +51,7 @@ STYLE = {
 DPI = 160
 GAP = 2  # pixels between images, before enlarging
 ENLARGE = 2
-GREY = {"cmap": "gray", "vmin": 0, "vmax": 255}
+GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
 BATCH = 50_000  # grid points at a time
 
 
@@ -66,7 +67,7 @@ def image_grid(
     """
     png = io.BytesIO()
     pixels = _tiles(images, columns, shape).repeat(ENLARGE, axis=0).repeat(ENLARGE, axis=1)
-    imsave(png, pixels, format="png", **GREY)  # type: ignore[arg-type]
+    imsave(png, pixels, format="png", **GREY)
     checkpoint.write_bytes(Path(path), png.getvalue())
 
 
@@ -132,7 +133,7 @@ def curves(
     references = {} if references is None else references
     with _figure(path, 5.2, 3.2) as figure:
         axes = figure.add_subplot(xlabel="epoch", ylabel=ylabel)
-        shown = []
+        shown: list[float] = []
         for (key, label), colour in zip(keys.items(), COLOURS, strict=False):
             points = [(r["epoch"], r[key]) for r in records if key in r]
             if points:
@@ -142,7 +143,7 @@ def curves(
                 shown.extend(values)
         for (label, value), colour in zip(references.items(), ("0.25", "0.6"), strict=False):
             axes.axhline(value, color=colour, ls="--", lw=1, label=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _limit(axes, [*shown, *references.values()])
         axes.legend()
 
@@ -210,12 +211,12 @@ def density(
 
     data   : points (n, 2), of which `shown` are drawn, or the target's log-density, a function
              from points (n, 2) to (n,), up to a constant; the latter needs an extent
-    extent : of the panels; that of the data if not given
+    extent : of the panels; by default that of the points drawn
     """
     if extent is None:
         if callable(data):
             raise ConfigurationError("the density of a function needs an extent; give extent=...")
-        extent = surrounding(data)
+        extent = surrounding(np.asarray(data)[:shown])
     samples = flow.backend.to_numpy(flow.sample(shown, seed))
     height_by_width = (extent[3] - extent[2]) / (extent[1] - extent[0])
     with _figure(path, 8.4, 0.5 + 2.6 * float(np.clip(height_by_width, 0.3, 1.5))) as figure:
@@ -231,9 +232,7 @@ def density(
             axes.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
 
 
-def morph(
-    stages: Sequence[tuple[str, ArrayLike]], quadrants: ArrayLike, path: PathLike
-) -> None:
+def morph(stages: Sequence[tuple[str, ArrayLike]], quadrants: ArrayLike, path: PathLike) -> None:
     """The walk from latents to data, one panel a stage, every point in its latent's colour.
 
     stages    : title and points (n, 2)
@@ -252,7 +251,7 @@ def morph(
 
 
 def _draw_points(axes: Axes, points: NDArray, title: str, colours: Any = BLUE) -> None:
-    axes.scatter(*points.T, s=2, c=colours, alpha=0.5, linewidths=0)
+    axes.scatter(points[:, 0], points[:, 1], s=2, c=colours, alpha=0.5, linewidths=0)
     axes.set_title(title)
 
 

@@ -248,7 +248,9 @@ class Trainer:
         if header["flow"] != json.loads(json.dumps(self.flow.config())):
             raise CheckpointError(f"{path} is of another model; resume with the options it had")
         mine, theirs = asdict(self.options), header["options"]
-        free: set[str] = set() if self.options.schedule == "cosine" else {"epochs"}  # cosine ends at epochs
+        free: set[str] = (
+            set() if self.options.schedule == "cosine" else {"epochs"}
+        )  # cosine ends at epochs
         for name in sorted(mine.keys() - free):
             if mine[name] != theirs.get(name):
                 raise CheckpointError(
@@ -263,7 +265,9 @@ class Trainer:
         for name, buffer in buffers.items():
             stored = arrays.get(name)
             if stored is None or stored.shape != buffer.shape or stored.dtype != buffer.dtype:
-                raise CheckpointError(f"{path}: array {name!r} does not fit this run's {buffer.dtype}")
+                raise CheckpointError(
+                    f"{path}: array {name!r} does not fit this run's {buffer.dtype}"
+                )
         for name, buffer in buffers.items():
             buffer[...] = self.flow.backend.array(arrays[name])
         self.progress = Progress(**header["progress"])
@@ -318,13 +322,16 @@ def fit(
     trainer = Trainer(flow, options, len(train_data.rows))
     history = _open_run(trainer, Path(out) if out is not None else None, resume)
     progress = trainer.progress
-    with _interrupt_flag() as interrupted, tqdm(
-        total=options.epochs * trainer.steps_per_epoch,
-        initial=progress.step,
-        disable=not progress_bar,
-        dynamic_ncols=True,
-        unit="step",
-    ) as bar:
+    with (
+        _interrupt_flag() as interrupted,
+        tqdm(
+            total=options.epochs * trainer.steps_per_epoch,
+            initial=progress.step,
+            disable=not progress_bar,
+            dynamic_ncols=True,
+            unit="step",
+        ) as bar,
+    ):
         while progress.epoch < options.epochs and not _out_of_patience(options, progress):
             started = time.perf_counter()
             finished = _train_epoch(trainer, train_data, bar, interrupted)
@@ -349,9 +356,7 @@ def fit(
     return history
 
 
-def _train_epoch(
-    trainer: Trainer, data: Data, bar: tqdm, interrupted: threading.Event
-) -> bool:
+def _train_epoch(trainer: Trainer, data: Data, bar: tqdm, interrupted: threading.Event) -> bool:
     """The rest of the epoch under way; False if it was interrupted between two steps."""
     flow, options, progress = trainer.flow, trainer.options, trainer.progress
     xp, size = flow.backend.xp, trainer.batch_size
@@ -455,7 +460,7 @@ def _line(record: dict[str, Any]) -> str:
 
 @contextmanager
 def _interrupt_flag() -> Iterator[threading.Event]:
-    """Within it, Ctrl-C sets a flag and lets the step under way finish; a second one is not held up."""
+    """Within it, Ctrl-C sets a flag and lets the step finish; a second one acts at once."""
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield flag

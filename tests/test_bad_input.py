@@ -118,8 +118,9 @@ def test_values_that_overflow_within_the_flow_name_the_layer(backend):
     model = Flow(StandardNormal(3), Diagonal(3), backend=backend)
     model.params.value("bijection.layers.0.log_scale")[...] = 200.0
     for call in (model.log_prob, model.nll_and_grad):
-        with np.errstate(over="ignore"), pytest.raises(
-            NonFiniteError, match=r"layer 0 \(Diagonal\) forward"
+        with (
+            np.errstate(over="ignore"),
+            pytest.raises(NonFiniteError, match=r"layer 0 \(Diagonal\) forward"),
         ):
             call(np.ones((2, 3)))
 
@@ -329,7 +330,7 @@ def rewrite(path, change):
 @pytest.mark.parametrize("size", [0, 5, 300, -1])
 def test_truncated_files(saved, size):
     saved.write_bytes(saved.read_bytes()[:size])
-    with pytest.raises(CheckpointError, match="is damaged or not a safetensors file.*restore it"):
+    with pytest.raises(CheckpointError, match=r"is damaged or not a safetensors file.*restore it"):
         Flow.load(saved)
 
 
@@ -350,13 +351,13 @@ def test_missing_and_foreign_files(saved, tmp_path):
     with pytest.raises(CheckpointError, match="there is no file"):
         Flow.load(tmp_path)
     save_file({"a": np.zeros(3)}, tmp_path / "foreign")
-    with pytest.raises(CheckpointError, match="another program.*expected 'npflow.flow'"):
+    with pytest.raises(CheckpointError, match=r"another program.*expected 'npflow.flow'"):
         Flow.load(tmp_path / "foreign")
     fit(flow(), np.zeros((9, 3)), options=OPTIONS, out=tmp_path, progress_bar=False)
-    with pytest.raises(CheckpointError, match="'npflow.training'; expected 'npflow.flow'"):
+    with pytest.raises(CheckpointError, match=r"'npflow\.training'; expected 'npflow\.flow'"):
         Flow.load(tmp_path / CHECKPOINT)
     shutil.copy(saved, tmp_path / CHECKPOINT)
-    with pytest.raises(CheckpointError, match="'npflow.flow'; expected 'npflow.training'"):
+    with pytest.raises(CheckpointError, match=r"'npflow\.flow'; expected 'npflow\.training'"):
         fit(flow(), np.zeros((9, 3)), options=OPTIONS, out=tmp_path, resume=True)
     (tmp_path / "pickle").write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
     with pytest.raises(CheckpointError, match="is damaged or not a safetensors file"):
@@ -420,6 +421,14 @@ def test_a_full_disk_keeps_the_older_file(saved, monkeypatch):
     assert os.listdir(saved.parent) == [saved.name]
 
 
+def test_a_file_is_replaced_and_not_written_over(saved, tmp_path):
+    """A second name of the older file keeps its content: no reader ever sees half of either."""
+    before = saved.read_bytes()
+    os.link(saved, tmp_path / "older")
+    flow(seed=5).save(saved)
+    assert (tmp_path / "older").read_bytes() == before != saved.read_bytes()
+
+
 def test_a_device_that_is_full(tmp_path):
     """A real one: every write to /dev/full fails for want of space."""
     if not Path("/dev/full").exists():
@@ -432,7 +441,7 @@ def test_a_device_that_is_full(tmp_path):
 
 
 def test_a_disk_that_fills_up_while_training(monkeypatch, tmp_path):
-    """The checkpoint of the last epoch that was saved stays, and resuming ends as if nothing was."""
+    """The checkpoint of the last epoch that was saved stays; resuming ends as if nothing was."""
     rows = np.random.default_rng(0).normal(size=(20, 3))
     options = TrainingOptions(epochs=3, batch_size=4)
     expected = flow()

@@ -91,9 +91,7 @@ def test_rows_do_not_interact(name, backend):
     x, context = case.arrays(6, seed=0)
     array = case.layer.backend.to_numpy
     z, log_det, _ = case.layer.forward(x, context)
-    alone, log_det_alone, _ = case.layer.forward(
-        x[2:3], None if context is None else context[2:3]
-    )
+    alone, log_det_alone, _ = case.layer.forward(x[2:3], None if context is None else context[2:3])
     np.testing.assert_allclose(array(alone), array(z[2:3]), rtol=1e-13, atol=1e-13)
     np.testing.assert_allclose(array(log_det_alone), array(log_det[2:3]), rtol=1e-13, atol=1e-13)
 

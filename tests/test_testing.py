@@ -88,9 +88,7 @@ def test_a_users_layer_passes():
     assert all(r.error < 1e-8 for r in reports)
     assert all(1.9 < r.order < 2.1 for r in reports if r.order is not None)
     linear = [r for r in reports if r.order is None]  # z is linear in a, nothing else is
-    assert {(r.direction, r.tensor, r.cotangents) for r in linear} == {
-        ("forward", "a", "dz alone")
-    }
+    assert {(r.direction, r.tensor, r.cotangents) for r in linear} == {("forward", "a", "dz alone")}
 
 
 def test_checks_leave_parameters_gradients_and_input_as_they_were():
@@ -137,9 +135,7 @@ def test_a_wrong_gradient_of_a_large_tensor_fails(monkeypatch):
 
 def test_a_gradient_of_the_wrong_shape_fails(monkeypatch):
     layer = cubic()
-    monkeypatch.setattr(
-        Cubic, "backward", lambda self, cache, dz, dlog_det: (dz.sum(axis=0), None)
-    )
+    monkeypatch.setattr(Cubic, "backward", lambda self, cache, dz, dlog_det: (dz.sum(axis=0), None))
     message = re.escape("gradient of x has shape (4,), expected (3, 4)")
     with pytest.raises(CheckError, match=message):
         testing.check_gradients(layer, X)

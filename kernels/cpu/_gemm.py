@@ -137,66 +137,78 @@ class _Emitter:
         ]
 
 
-def _emit_tile(emit: _Emitter, vectors: int, transposed: bool, *args: ir.Value) -> None:
-    """The body of `multiply` for a c of at most `vectors` vectors a row."""
+def _emit_multiply(emit: _Emitter, vectors: int, transposed: bool, *args: ir.Value) -> None:
+    """The body of `multiply` for panels of at most `vectors` vectors a row."""
     builder = emit.builder
     a, a_row, a_column, b, b_row, c, c_row, rows, columns, depth, *rest = args
-
-    # Rows that are not there repeat the last one and are not stored.
-    last = builder.sub(rows, _INDEX(1))
-    a_rows = [emit.at(a, emit.minimum(_INDEX(i), last), a_row) for i in range(ROWS)]
     zero = ir.Constant(emit.vector, None)
-    sums = [
-        [cgutils.alloca_once_value(builder, zero) for _ in range(vectors)] for _ in range(ROWS)
-    ]
-    if not transposed:
-        add, ahead, ahead_row = rest
-        with builder.if_then(add):
+    sums = [[cgutils.alloca_once(builder, emit.vector) for _ in range(vectors)]
+            for _ in range(ROWS)]  # fmt: skip
+    with cgutils.for_range_slice(builder, _INDEX(0), rows, _INDEX(ROWS), _INDEX) as (top, tile):
+        # Rows that are not there repeat the last one and are not stored.
+        left = builder.sub(rows, top)
+        last = builder.sub(left, _INDEX(1))
+        start = emit.at(a, top, a_row)
+        a_rows = [emit.at(start, emit.minimum(_INDEX(i), last), a_row) for i in range(ROWS)]
+        for total in (total for row in sums for total in row):
+            builder.store(zero, total)
+        if not transposed:
+            d, d_row, ahead, ahead_row, ahead_columns = rest
+            c_rows = [emit.at(c, builder.add(top, _INDEX(i)), c_row) for i in range(ROWS)]
+            d_rows = [emit.at(d, builder.add(top, _INDEX(i)), d_row) for i in range(ROWS)]
             for i in range(ROWS):
                 for q in range(vectors):
-                    emit.prefetch(emit.at(emit.at(c, i, c_row), q, VECTOR_BYTES), write=True)
+                    emit.prefetch(emit.at(c_rows[i], q, VECTOR_BYTES), write=True)
+            fetched = builder.mul(tile, _INDEX(emit.lanes))
+            wanted = builder.icmp_signed("<", fetched, ahead_columns)
+            ahead_start = builder.select(wanted, emit.at(ahead, fetched, emit.bytes), b)
+            ahead_step = builder.select(wanted, ahead_row, _INDEX(0))
 
-    with cgutils.for_range(builder, depth, intp=_INDEX) as loop:
-        b_k = emit.at(b, loop.index, b_row)
-        b_loaded = [emit.load(emit.at(b_k, q, VECTOR_BYTES)) for q in range(vectors)]
-        if not transposed:
-            emit.prefetch(emit.at(ahead, loop.index, ahead_row), write=False)
-        for start, row in zip(a_rows, sums, strict=True):
-            number = emit.load_scalar(emit.at(start, loop.index, a_column))
-            factor = emit.broadcast(number, emit.lanes)
-            for total, loaded in zip(row, b_loaded, strict=True):
-                builder.store(emit.multiply_add(factor, loaded, builder.load(total)), total)
+        with cgutils.for_range(builder, depth, intp=_INDEX) as loop:
+            b_k = emit.at(b, loop.index, b_row)
+            b_loaded = [emit.load(emit.at(b_k, q, VECTOR_BYTES)) for q in range(vectors)]
+            if not transposed:
+                emit.prefetch(emit.at(ahead_start, loop.index, ahead_step), write=False)
+            for a_start, row in zip(a_rows, sums, strict=True):
+                number = emit.load_scalar(emit.at(a_start, loop.index, a_column))
+                factor = emit.broadcast(number, emit.lanes)
+                for total, loaded in zip(row, b_loaded, strict=True):
+                    builder.store(emit.multiply_add(factor, loaded, builder.load(total)), total)
 
-    if transposed:
-        mask = emit.mask(ROWS, rows)
-        for q in range(vectors):
-            block = emit.transpose([builder.load(row[q]) for row in sums])
-            for j, column in enumerate(block, start=q * emit.lanes):
-                with builder.if_then(emit.less(j, columns)):
-                    emit.store(column, emit.at(c, j, c_row), mask)
-        return
-    masks = [emit.mask(emit.lanes, columns, q * emit.lanes) for q in range(vectors)]
-    for i, row in enumerate(sums):
-        with builder.if_then(emit.less(i, rows)):
-            for q, (total, mask) in enumerate(zip(row, masks, strict=True)):
-                place = emit.at(emit.at(c, i, c_row), q, VECTOR_BYTES)
-                with builder.if_then(add):
-                    builder.store(builder.fadd(builder.load(total), emit.load(place, mask)), total)
-                emit.store(builder.load(total), place, mask)
+        if transposed:
+            target = emit.at(c, top, emit.bytes)
+            mask = emit.mask(ROWS, left)
+            for q in range(vectors):
+                block = emit.transpose([builder.load(row[q]) for row in sums])
+                for j, column in enumerate(block, start=q * emit.lanes):
+                    with builder.if_then(emit.less(j, columns)):
+                        emit.store(column, emit.at(target, j, c_row), mask)
+            return
+        masks = [emit.mask(emit.lanes, columns, q * emit.lanes) for q in range(vectors)]
+        for i, row in enumerate(sums):
+            with builder.if_then(emit.less(i, left)):
+                for q, (total, mask) in enumerate(zip(row, masks, strict=True)):
+                    added = emit.load(emit.at(d_rows[i], q, VECTOR_BYTES), mask)
+                    value = builder.fadd(builder.load(total), added)
+                    emit.store(value, emit.at(c_rows[i], q, VECTOR_BYTES), mask)
 
 
 def _multiply(transposed: bool) -> Callable[..., Any]:
     def codegen(context, builder, signature, args):
         scalar = context.get_value_type(signature.args[0].dtype)
-        a, b, c = (_Array(context, builder, signature.args[i], args[i]) for i in range(3))
+        a, b, c, *rest = (
+            _Array(context, builder, kind, value)
+            for kind, value in zip(signature.args, args, strict=True)
+        )
         rows, columns = (c.columns, c.rows) if transposed else (c.rows, c.columns)
         values = [
             a.data, a.row, a.column, b.data, b.row, c.data, c.row, rows, columns, a.columns
         ]  # fmt: skip
         if not transposed:
-            ahead = _Array(context, builder, signature.args[4], args[4])
-            empty = builder.icmp_signed("==", ahead.columns, _INDEX(0))
-            values += [args[3], ahead.data, builder.select(empty, _INDEX(0), ahead.row)]
+            d, ahead = rest
+            one_row = builder.icmp_signed("==", d.rows, _INDEX(1))
+            d_row = builder.select(one_row, _INDEX(0), d.row)
+            values += [d.data, d_row, ahead.data, ahead.row, ahead.columns]
 
         emit = _Emitter(builder, scalar)
         vectors = builder.sdiv(builder.add(columns, _INDEX(emit.lanes - 1)), _INDEX(emit.lanes))
@@ -212,7 +224,7 @@ def _multiply(transposed: bool) -> Callable[..., Any]:
                 function.linkage = "internal"
                 function.attributes.add("noinline")
                 body = ir.IRBuilder(function.append_basic_block("entry"))
-                _emit_tile(_Emitter(body, scalar), n, transposed, *function.args)
+                _emit_multiply(_Emitter(body, scalar), n, transposed, *function.args)
                 body.ret_void()
             case = builder.append_basic_block(f"multiply_{n}")
             switch.add_case(_INDEX(n), case)
@@ -231,20 +243,21 @@ def _same_dtype(*arrays: types.Array) -> None:
 
 
 @intrinsic
-def multiply(typingctx, a, b, c, add, ahead):
-    """c = a b, or c += a b if `add`, for one tile.
+def multiply(typingctx, a, b, c, d, ahead):
+    """c = a b + d.
 
-    c (rows, columns) with 0 < rows <= ROWS and 0 < columns <= VECTORS x lanes; a (rows, depth), of
-    any strides; b (depth, ...): a panel as `pack` makes it, read in whole vectors. Step k also
-    prefetches ahead[k, 0], unless `ahead` has no columns.
+    a (rows, depth), of any strides; b (depth, ...): a panel as `pack` makes it; c (rows, columns)
+    with 0 < columns <= VECTORS x lanes; d (rows, columns), c itself perhaps, or (1, columns): the
+    same for all rows. Meanwhile the columns of `ahead` (depth, ...), `lanes` of them with every
+    ROWS rows of c, are fetched into the cache.
     """
-    _same_dtype(a, b, c)
-    return types.void(a, b, c, types.boolean, ahead), _multiply(transposed=False)
+    _same_dtype(a, b, c, d, ahead)
+    return types.void(a, b, c, d, ahead), _multiply(transposed=False)
 
 
 @intrinsic
 def multiply_transposed(typingctx, a, b, c):
-    """c = (a b)^T for one tile: as `multiply`, with c (columns, rows)."""
+    """c = (a b)^T, c (columns, rows); else as in `multiply`."""
     _same_dtype(a, b, c)
     return types.void(a, b, c), _multiply(transposed=True)
 

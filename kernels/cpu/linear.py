@@ -52,39 +52,34 @@ def _forward(start, stop, by_rows, x, weight, bias, activation, y):
     for j in range(left, right, full):
         end = min(j + full, right)
         pack(weight[:, j:end], panel)
-        ahead = end
-        for i in range(top, bottom, ROWS):
-            rows = slice(i, min(i + ROWS, bottom))
-            multiply(x[rows], panel, y[rows, j:end], False, weight[:, ahead:right])
-            ahead = ahead + lanes if ahead < end + full else right
-    for i in range(top, bottom):
-        _activate(y[i, left:right], bias[left:right], activation)
+        ahead = weight[:, end : min(end + full + lanes, right)]
+        multiply(x[top:bottom], panel, y[top:bottom, j:end], bias[j:end].reshape(1, -1), ahead)
+    if right - left == n_out:
+        _activate(y[top:bottom].reshape(-1), activation)
+    else:
+        for i in range(top, bottom):
+            _activate(y[i, left:right], activation)
 
 
 @kernel
-def _activate(y, bias, activation):
-    """y = act(y + bias) in place; a NaN stays one."""
-    zero, one, two = y.dtype.type(0), y.dtype.type(1), y.dtype.type(2)
-    slope = y.dtype.type(LEAKY_SLOPE)
-    if activation == IDENTITY:
-        for j in range(y.size):
-            y[j] += bias[j]
-    elif activation == RELU:
-        for j in range(y.size):
-            a = y[j] + bias[j]
-            y[j] = zero if a < zero else a
+def _activate(a, activation):
+    """a = act(a); a NaN stays one."""
+    zero, one, two = a.dtype.type(0), a.dtype.type(1), a.dtype.type(2)
+    slope = a.dtype.type(LEAKY_SLOPE)
+    if activation == RELU:
+        for j in range(a.size):
+            a[j] = zero if a[j] < zero else a[j]
     elif activation == LEAKY_RELU:
-        for j in range(y.size):
-            a = y[j] + bias[j]
-            y[j] = a if a > zero else slope * a
+        for j in range(a.size):
+            a[j] = a[j] if a[j] > zero else slope * a[j]
     elif activation == TANH:
-        for j in range(y.size):
-            y[j] = tanh(y[j] + bias[j])
-    else:
-        for j in range(y.size):
-            a = y[j] + bias[j]
-            t = tanh((zero if a > zero else a) / two)
-            y[j] = a if a > zero else two * t / (one - t)  # e^a - 1 without cancellation
+        for j in range(a.size):
+            a[j] = tanh(a[j])
+    elif activation == ELU:
+        for j in range(a.size):
+            t = tanh((zero if a[j] > zero else a[j]) / two)
+            # 2 t / (1 - t) = e^a - 1, without cancellation
+            a[j] = a[j] if a[j] > zero else two * t / (one - t)
 
 
 @kernel
@@ -116,69 +111,73 @@ def _backward(start, stop, dy, x, y, weight, activation, dweight, dbias, dx):
     lanes = VECTOR_BYTES // x.itemsize
     full = VECTORS * lanes
     left, right = start * lanes, min(stop * lanes, n_in)
-    block = min(max(_BLOCK // n_out, 2 * full), 16 * full, batch)
-    # An odd number of vectors a row: columns of these then lie spread over the cache.
-    da = np.empty((block, (-(-n_out // lanes) | 1) * lanes), x.dtype)[:, :n_out]
-    x_part = np.empty((block, (-(-(right - left) // lanes) | 1) * lanes), x.dtype)
-    columns = np.empty((-(-n_out // full), block, full), x.dtype)
-    rows = np.empty((-(-block // full), n_out, full), x.dtype)
-    nothing = weight[:, :0]
+    block = max(1, min(max(_BLOCK // n_out, 2 * full), 16 * full, batch))
+    da = np.empty((block, n_out), x.dtype)
+    da_columns = np.empty((-(-n_out // full), block, full), x.dtype)
+    da_rows = np.empty((-(-block // full), n_out, full), x.dtype)
+    x_columns = np.empty((block, full), x.dtype)
+    nothing = da[:, :0]
     for first in range(0, batch, block):
         last = min(first + block, batch)
         size = last - first
-        for i in range(size):
-            _activate_backward(dy[first + i], y[first + i], activation, da[i])
-            if start == 0:
+        block_dy, block_y = dy[first:last].reshape(-1), y[first:last].reshape(-1)
+        _activate_backward(block_dy, block_y, activation, da.reshape(-1))
+        if start == 0:
+            for i in range(size):
                 for j in range(n_out):
                     dbias[j] += da[i, j]
-            for j in range(right - left):
-                x_part[i, j] = x[first + i, left + j]
-        for p in range(len(columns)):
-            pack(da[:size, p * full : (p + 1) * full], columns[p])
-        for i in range(left, right, ROWS):
-            end = min(i + ROWS, right)
-            x_tile = x_part[:size, i - left : end - left].T
-            for p in range(len(columns)):
+        for p in range(len(da_columns)):
+            pack(da[:size, p * full : (p + 1) * full], da_columns[p])
+        for i in range(left, right, full):
+            end = min(i + full, right)
+            pack(x[first:last, i:end], x_columns)
+            x_tiles = x_columns[:size, : end - i].T
+            for p in range(len(da_columns)):
                 dw = dweight[i:end, p * full : (p + 1) * full]
-                multiply(x_tile, columns[p], dw, True, nothing)
+                multiply(x_tiles, da_columns[p], dw, dw, nothing)
         for p in range(-(-size // full)):
-            pack_transposed(da[p * full : min((p + 1) * full, size)], rows[p])
-        for i in range(left, right, ROWS):
-            end = min(i + ROWS, right)
+            pack_transposed(da[p * full : min((p + 1) * full, size)], da_rows[p])
+        for i in range(left, right, full):
+            end = min(i + full, right)
             for p in range(-(-size // full)):
-                dx_tile = dx[first + p * full : min(first + (p + 1) * full, last), i:end]
-                multiply_transposed(weight[i:end], rows[p], dx_tile)
+                dx_tiles = dx[first + p * full : min(first + (p + 1) * full, last), i:end]
+                multiply_transposed(weight[i:end], da_rows[p], dx_tiles)
 
 
 def linear_forward(x, weight, bias, activation):
-    batch, n_in, n_out = _shapes(x, weight)
-    x = _contiguous_rows(x)
+    x = _check(x, weight)
+    (batch, n_in), n_out = x.shape, weight.shape[1]
     y = np.empty((batch, n_out), x.dtype)
     # Few columns are not cut: each thread would read all rows for them.
     by_rows = batch >= 4 * n_out
     parts = -(-batch // ROWS) if by_rows else -(-n_out * x.itemsize // VECTOR_BYTES)
     work = batch * n_in * n_out // _PRODUCTS
-    run(_forward, parts, work, by_rows, x, weight, bias, _CODES[activation], y)
+    run(_forward, parts, work, by_rows, x, weight, bias, _code(activation), y)
     return y
 
 
 def linear_backward(dy, x, y, weight, activation, dweight, dbias):
-    batch, n_in, n_out = _shapes(x, weight)
-    x = _contiguous_rows(x)
+    x = _check(x, weight)
+    dy, y = np.ascontiguousarray(dy), np.ascontiguousarray(y)
+    (batch, n_in), n_out = x.shape, weight.shape[1]
     dx = np.empty((batch, n_in), x.dtype)
     parts = -(-n_in * x.itemsize // VECTOR_BYTES)
     work = 2 * batch * n_in * n_out // _PRODUCTS
-    run(_backward, parts, work, dy, x, y, weight, _CODES[activation], dweight, dbias, dx)
+    run(_backward, parts, work, dy, x, y, weight, _code(activation), dweight, dbias, dx)
     return dx
 
 
-def _shapes(x, weight):
-    """(batch, n_in, n_out); compiled code would read past the end of arrays that do not fit."""
-    batch, n_in = x.shape
-    if weight.shape[0] != n_in or not weight.flags.c_contiguous:
-        raise ValueError(f"x is {x.shape}; expected a C-contiguous weight, got {weight.shape}")
-    return batch, n_in, weight.shape[1]
-
-
-def _contiguous_rows(x):
+def _check(x, weight):
+    """x with contiguous rows, if weight fits: compiled code would read past the end of it."""
+    if x.shape[1] != weight.shape[0] or not weight.flags.c_contiguous:
+        raise ValueError(
+            f"x is {x.shape} and weight {weight.shape} with strides {weight.strides}; "
+            f"expected a C-contiguous weight with {x.shape[1]} rows"
+        )
     return x if x.strides[1] == x.itemsize else np.ascontiguousarray(x)
+
+
+def _code(activation):
+    if activation not in _CODES:
+        raise ValueError(f"unknown activation {activation!r}")
+    return _CODES[activation]

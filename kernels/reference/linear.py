@@ -6,9 +6,7 @@ from numpy.typing import NDArray
 LEAKY_SLOPE = 0.01  # slope of the leaky ReLU for negative inputs
 
 
-def linear_forward(
-    x: NDArray, weight: NDArray, bias: NDArray, activation: str
-) -> NDArray:
+def linear_forward(x: NDArray, weight: NDArray, bias: NDArray, activation: str) -> NDArray:
     """y = act(x W + b).
 
     x (B, n_in), weight W (n_in, n_out), bias b (n_out,); returns y (B, n_out). The activation is

@@ -4,6 +4,8 @@ Shapes: x, y (B, D); log_det (B,). x lies in [0, levels] (levels = 256 for 8-bit
 Source: RealNVP, arXiv:1605.08803, section 4.1; MAF, arXiv:1705.07057, section 4.3.
 """
 
+import math
+
 import numpy as np
 
 
@@ -12,7 +14,7 @@ def logit_forward(x, lam, levels):
     slope = (1 - 2 * lam) / levels
     log_p = np.log(lam + slope * x)
     log_q = np.log(lam + slope * (levels - x))  # q = 1 - p, without cancellation near x = levels
-    return log_p - log_q, (np.log(slope) - log_p - log_q).sum(axis=1)
+    return log_p - log_q, (math.log(slope) - log_p - log_q).sum(axis=1)
 
 
 def logit_inverse(y, lam, levels):
@@ -20,7 +22,7 @@ def logit_inverse(y, lam, levels):
     slope = (1 - 2 * lam) / levels
     p = 1 / (1 + np.exp(-y))
     log_pq = -np.abs(y) - 2 * np.log1p(np.exp(-np.abs(y)))  # log p + log(1 - p), no cancellation
-    return (p - lam) / slope, (log_pq - np.log(slope)).sum(axis=1)
+    return (p - lam) / slope, (log_pq - math.log(slope)).sum(axis=1)
 
 
 def logit_backward(dy, dlog_det, y, lam, levels):

@@ -13,8 +13,8 @@ Gradient  G = sum_B dlog_det
 Source    arXiv:1502.03167; as a flow layer MAF, arXiv:1705.07057, section 3.1 and eq. 20
 
 Training normalises with the batch's own moments, and the gradient goes through them, through the
-log-det too. Everything else (density, sampling) uses stored moments, which are taken over a data set
-at once by `flow.update_statistics(x)`, as the MAF paper does before it validates: a density must not
+log-det too. Everything else (density, sampling) uses stored moments, taken over a data set at
+once by `flow.update_statistics(x)`, as the MAF paper does before it validates: a density must not
 depend on which points are asked for together. The output of a batch does not hold its moments, so
 this layer cannot be walked back by inversion while training.
 """

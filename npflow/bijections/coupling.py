@@ -36,7 +36,7 @@ class CouplingCache(NamedTuple):
 
 @dataclass(eq=False)
 class Coupling(Bijection):
-    """Maps the features that are not in `kept` by `map`, with parameters computed from the kept ones.
+    """Maps the features not in `kept` by `map`, with parameters computed from the kept ones.
 
     features    : D
     kept        : the indices of the features that pass unchanged (see npflow.bijections.masks)

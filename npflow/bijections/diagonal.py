@@ -6,7 +6,7 @@ Log-det   sum_j s_j, the same for every row                  F2
 Gradient  dx = dz e^s                                        B1
           ds = sum_B dz x e^s + sum_B dlog_det               B1, B2
 Source    NICE, arXiv:1410.8516, section 3.3. Additive couplings preserve volume, so without this
-          layer no variable could be wider than another and the published likelihood is out of reach.
+          layer no variable could be wider than another: the published likelihood is out of reach.
 """
 
 from __future__ import annotations

@@ -17,6 +17,6 @@ def parity(features: int, flip: bool = False) -> tuple[int, ...]:
 
 
 def checkerboard(height: int, width: int, flip: bool = False) -> tuple[int, ...]:
-    """The pixels (i, j), row by row, with i + j even; with flip, odd. arXiv:1605.08803, figure 3."""
+    """The pixels (i, j), row by row, with i + j even; with flip, odd (arXiv:1605.08803, fig. 3)."""
     i, j = np.divmod(np.arange(height * width), width)
     return tuple(int(k) for k in np.flatnonzero((i + j) % 2 == int(flip)))

@@ -4,7 +4,7 @@ Map       z_j = x_{order[j]}
 Inverse   x_{order[j]} = z_j
 Log-det   0: |det| of a permutation matrix is 1
 Gradient  dx_{order[j]} = dz_j; dlog_det has no effect
-Source    NICE, arXiv:1410.8516, section 3.2 (alternating halves); Glow, arXiv:1807.03039, section 3.2
+Source    NICE, arXiv:1410.8516, section 3.2 (halves); Glow, arXiv:1807.03039, section 3.2
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def realnvp(
 def alternating_masks(
     features: int, masks: str | tuple[tuple[int, ...], tuple[int, ...]]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The indices kept by even and by odd couplings. Raises ConfigurationError for unknown names."""
+    """The indices kept by even and by odd couplings. Raises ConfigurationError if unknown."""
     if features < 2:
         raise ConfigurationError(f"a coupling needs 2 features or more, not {features}")
     if not isinstance(masks, str):

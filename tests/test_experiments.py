@@ -1,0 +1,171 @@
+"""Every experiment runs with --smoke, obeys its options, and leaves what it promises."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from npflow.flow import Flow
+from npflow.training import CHECKPOINT, METRICS
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+SCRIPTS = sorted(p for p in FOLDER.glob("*.py") if "\ndef main(" in p.read_text())
+SUMMARY_KEYS = {"parameters", "configuration", "backend", "dtype", "finished"}
+FIT_KEYS = {"test_nll", "test_nll_standard_error", "epochs", "seconds", "training"}
+PNG = b"\x89PNG\r\n\x1a\n"
+
+each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+
+
+def trains_by_fit(script):
+    """Whether the script, or a module of the folder that it imports, calls fit."""
+    text = script.read_text()
+    shared = re.findall(r"^from (\w+_common) import", text, re.MULTILINE)
+    return any(
+        "fit(" in t for t in (text, *(FOLDER.joinpath(f"{n}.py").read_text() for n in shared))
+    )
+
+
+def start(script, *arguments, folder):
+    environment = os.environ | {"MPLBACKEND": "agg", "PYTHONWARNINGS": "error::RuntimeWarning"}
+    return subprocess.Popen(
+        [sys.executable, script, *map(str, arguments)], cwd=folder, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run(script, *arguments, folder):
+    process = start(script, *arguments, folder=folder)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output
+
+
+def summary_of(out):
+    return json.loads((out / "summary.json").read_text())
+
+
+def records_of(out):
+    lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def test_the_experiments_are_there():
+    names = {script.stem for script in SCRIPTS}
+    assert names >= {"toy_realnvp", "mnist_nice", "mnist_realnvp"}
+
+
+@each_script
+def test_smoke(script, tmp_path):
+    """The default folder is runs/NAME; everything that is promised is in it."""
+    output = run(script, "--smoke", folder=tmp_path)
+    (out,) = (tmp_path / "runs").iterdir()
+    assert out.name.startswith(script.stem)
+    summary = summary_of(out)
+    assert summary.keys() >= SUMMARY_KEYS
+    assert json.loads(output[output.index("{\n") :]) == summary
+    assert summary["configuration"]["smoke"] is True
+    flow = Flow.load(out / "model.safetensors")
+    assert flow.params.count == summary["parameters"]
+    assert np.isfinite(flow.log_prob(flow.sample(5))).all()
+    if script.stem.startswith("mnist"):
+        assert summary["test_bits_per_dim"] == pytest.approx(
+            summary["test_nll"] / (784 * np.log(2)), rel=1e-12
+        )
+    figures = list(out.glob("*.png"))
+    assert len(figures) >= 2
+    for figure in figures:
+        assert figure.read_bytes().startswith(PNG)
+        assert figure.stat().st_size > 3000  # an empty canvas is smaller
+    if trains_by_fit(script):
+        assert summary.keys() >= FIT_KEYS
+        assert np.isfinite(summary["test_nll"])
+        records = records_of(out)
+        assert [line["epoch"] for line in records] == list(range(1, summary["epochs"] + 1))
+        assert records[-1]["train_nll"] < records[0]["train_nll"]
+        assert (out / CHECKPOINT).is_file()
+    assert not list(out.glob("*.part"))
+
+
+@each_script
+def test_other_options_are_obeyed_in_a_smoke_run(script, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--smoke", "--epochs", 1, "--dtype", "float64", "--memory", "recompute"]
+    run(script, *arguments, "--seed", 3, "--backend", "reference", "--out", out, folder=tmp_path)
+    summary = summary_of(out)
+    assert (summary["dtype"], summary["backend"]) == ("float64", "reference")
+    assert summary["configuration"]["seed"] == 3
+    assert summary["configuration"]["memory"] == "recompute"
+    assert Flow.load(out / "model.safetensors").backend.dtype == np.float64
+    assert not (tmp_path / "runs").exists()
+    if trains_by_fit(script):
+        assert len(records_of(out)) == 1
+        assert summary["training"].items() >= {"seed": 3, "memory": "recompute"}.items()
+
+
+@each_script
+def test_help(script, tmp_path):
+    text = run(script, "--help", folder=tmp_path)
+    for option in ["backend", "epochs", "seed", "dtype", "memory", "out", "resume", "smoke"]:
+        assert f"--{option}" in text
+    assert not list(tmp_path.iterdir())
+
+
+CONFIGURATIONS = [
+    ("mnist_nice", "paper"),
+    ("mnist_realnvp", "report"),
+    ("mnist_realnvp", "best"),
+    ("toy_realnvp", "report"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "configuration"), CONFIGURATIONS)
+def test_configurations(name, configuration, tmp_path):
+    arguments = ["--smoke", "--epochs", 1, "--config", configuration, "--out", tmp_path / "out"]
+    run(FOLDER / f"{name}.py", *arguments, folder=tmp_path)
+    assert np.isfinite(summary_of(tmp_path / "out")["test_nll"])
+
+
+def test_interrupted_and_resumed(tmp_path):
+    """Ctrl-C: status 130 and one line that says how to go on; then the same end as without it."""
+    script = FOLDER / "mnist_nice.py"
+    arguments = ["--smoke", "--epochs", 12, "--out"]
+    run(script, *arguments, tmp_path / "expected", folder=tmp_path)
+    out = tmp_path / "interrupted"
+    process = start(script, *arguments, out, folder=tmp_path)
+    while process.poll() is None:
+        if (out / METRICS).is_file() and (out / METRICS).read_text().count("\n") >= 2:
+            process.send_signal(signal.SIGINT)
+            break
+        time.sleep(0.005)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 130, errors
+    assert "the same command with --resume goes on from here" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert 2 <= len(records_of(out)) < 12
+    assert not (out / "summary.json").exists()
+    run(script, *arguments, out, "--resume", folder=tmp_path)
+    assert records_of(out) == records_of(tmp_path / "expected")
+    first, second = (Flow.load(f / "model.safetensors") for f in (out, tmp_path / "expected"))
+    assert first.params.values.tobytes() == second.params.values.tobytes()
+    results = [summary_of(folder) for folder in (out, tmp_path / "expected")]
+    assert results[0]["test_nll"] == results[1]["test_nll"]
+
+
+def test_a_finished_run_is_resumed_for_its_figures_alone(tmp_path):
+    script, out = FOLDER / "mnist_nice.py", tmp_path / "out"
+    run(script, "--smoke", "--out", out, folder=tmp_path)
+    before, records = summary_of(out), records_of(out)
+    (out / "samples.png").unlink()
+    run(script, "--smoke", "--resume", "--out", out, folder=tmp_path)
+    assert (out / "samples.png").is_file()
+    assert records_of(out) == records
+    assert summary_of(out)["test_nll"] == before["test_nll"]
