@@ -495,7 +495,10 @@ MISUSES = {
     "negative epochs": (["--epochs", "-3"], "--epochs is -3; expected 1 or more"),
     "negative seed": (["--seed", "-1"], "--seed is -1; expected 0 or more"),
     "unwritable out": (["--smoke", "--out", "file/run"], "cannot make the folder file/run"),
-    "nothing to resume": (["--smoke", "--resume", "--out", "run"], "nothing to resume in run"),
+    "nothing to resume": (
+        ["--smoke", "--resume", "--out", "run"],
+        "nothing to resume in run|cannot be resumed",
+    ),
 }
 if has_no_gpu():
     MISUSES["no GPU"] = (["--smoke", "--backend", "cupy", "--out", "run"], "npflow.cuda12")

@@ -168,7 +168,7 @@ def test_context_follows_its_rows(batches):
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_the_best_weights_are_kept(backend, batch_norm):
-    """A learning rate that overfits 24 rows: validation turns, training stops, the best is left."""
+    """24 rows are soon overfitted: validation turns, training stops, and the best is left."""
     kept, validation = {}, moons(300, 1)
     flow = model(backend, hidden=(64, 64), batch_norm=batch_norm)
 
@@ -176,7 +176,7 @@ def test_the_best_weights_are_kept(backend, batch_norm):
         kept[epoch] = flow.params.values.copy()
 
     history = train(
-        flow, moons(24), validation, epochs=200, learning_rate=1e-2, patience=3, on_epoch=keep
+        flow, moons(24), validation, epochs=200, learning_rate=2e-3, patience=3, on_epoch=keep
     )
     nlls = [line["validation_nll"] for line in history]
     best = int(np.argmin(nlls)) + 1

@@ -5,7 +5,8 @@ most often packed into panels that stay in the second cache:
 
     y  = x W          panels of columns of W, one at a time; the next one is prefetched
     dW += x^T da      panels of columns of da
-    dx = (W da^T)^T   panels of rows of da, so that W, the largest array, is read as it lies
+    dx = da W^T       panels of rows of W if W is small; else
+    dx = (W da^T)^T   panels of rows of da: W, the largest array, is read once and as it lies
 
 Every element is summed over k in order, by one thread: the result depends neither on the number of
 threads nor on how the work was cut.
@@ -51,9 +52,13 @@ def _forward(start, stop, by_rows, x, weight, bias, activation, y):
     panel = np.empty((n_in, full), x.dtype)
     for j in range(left, right, full):
         end = min(j + full, right)
-        pack(weight[:, j:end], panel)
+        shift, tiles = bias[j:end].reshape(1, -1), y[top:bottom, j:end]
         ahead = weight[:, end : min(end + full + lanes, right)]
-        multiply(x[top:bottom], panel, y[top:bottom, j:end], bias[j:end].reshape(1, -1), ahead)
+        if bottom - top <= 4 * ROWS and end - j == full:  # too few rows to be worth packing
+            multiply(x[top:bottom], weight[:, j:end], tiles, shift, ahead)
+        else:
+            pack(weight[:, j:end], panel)
+            multiply(x[top:bottom], panel, tiles, shift, ahead)
     if right - left == n_out:
         _activate(y[top:bottom].reshape(-1), activation)
     else:
@@ -111,12 +116,13 @@ def _backward(start, stop, dy, x, y, weight, activation, dweight, dbias, dx):
     lanes = VECTOR_BYTES // x.itemsize
     full = VECTORS * lanes
     left, right = start * lanes, min(stop * lanes, n_in)
-    block = max(1, min(max(_BLOCK // n_out, 2 * full), 16 * full, batch))
+    block = max(1, min(max(_BLOCK // max(n_in, n_out), 2 * full), 16 * full, batch))
     da = np.empty((block, n_out), x.dtype)
     da_columns = np.empty((-(-n_out // full), block, full), x.dtype)
-    da_rows = np.empty((-(-block // full), n_out, full), x.dtype)
+    panels = np.empty((-(-block // full), n_out, full), x.dtype)
     x_columns = np.empty((block, full), x.dtype)
     nothing = da[:, :0]
+    zeros = np.zeros((1, full), x.dtype)
     for first in range(0, batch, block):
         last = min(first + block, batch)
         size = last - first
@@ -135,13 +141,19 @@ def _backward(start, stop, dy, x, y, weight, activation, dweight, dbias, dx):
             for p in range(len(da_columns)):
                 dw = dweight[i:end, p * full : (p + 1) * full]
                 multiply(x_tiles, da_columns[p], dw, dw, nothing)
+        if n_in * n_out < size * (n_in + n_out):
+            for i in range(left, right, full):
+                end = min(i + full, right)
+                pack_transposed(weight[i:end], panels[0])
+                multiply(da[:size], panels[0], dx[first:last, i:end], zeros, nothing)
+            continue
         for p in range(-(-size // full)):
-            pack_transposed(da[p * full : min((p + 1) * full, size)], da_rows[p])
+            pack_transposed(da[p * full : min((p + 1) * full, size)], panels[p])
         for i in range(left, right, full):
             end = min(i + full, right)
             for p in range(-(-size // full)):
                 dx_tiles = dx[first + p * full : min(first + (p + 1) * full, last), i:end]
-                multiply_transposed(weight[i:end], da_rows[p], dx_tiles)
+                multiply_transposed(weight[i:end], panels[p], dx_tiles)
 
 
 def linear_forward(x, weight, bias, activation):
@@ -151,7 +163,7 @@ def linear_forward(x, weight, bias, activation):
     # Few columns are not cut: each thread would read all rows for them.
     by_rows = batch >= 4 * n_out
     parts = -(-batch // ROWS) if by_rows else -(-n_out * x.itemsize // VECTOR_BYTES)
-    work = batch * n_in * n_out // _PRODUCTS
+    work = max(batch, ROWS) * n_in * n_out // _PRODUCTS
     run(_forward, parts, work, by_rows, x, weight, bias, _code(activation), y)
     return y
 
@@ -162,7 +174,7 @@ def linear_backward(dy, x, y, weight, activation, dweight, dbias):
     (batch, n_in), n_out = x.shape, weight.shape[1]
     dx = np.empty((batch, n_in), x.dtype)
     parts = -(-n_in * x.itemsize // VECTOR_BYTES)
-    work = 2 * batch * n_in * n_out // _PRODUCTS
+    work = 2 * max(batch, ROWS) * n_in * n_out // _PRODUCTS
     run(_backward, parts, work, dy, x, y, weight, _code(activation), dweight, dbias, dx)
     return dx
 

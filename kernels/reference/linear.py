@@ -71,7 +71,7 @@ def _act_derivative(y: NDArray, activation: str) -> NDArray | float:
         case "leaky_relu":
             return np.where(y > 0, 1, LEAKY_SLOPE).astype(y.dtype)
         case "tanh":
-            return 1 - y * y
+            return (1 - y) * (1 + y)  # exact near 1, unlike 1 - y²
         case "elu":
             return np.where(y > 0, 1, y + 1)
     raise ValueError(f"unknown activation {activation!r}")
