@@ -232,7 +232,12 @@ class Flow:
                     f"layer {k} ({type(layer).__name__}) forward gives values that are not finite "
                     f"from finite input; check the range of the data, {advice}"
                 )
-        return NonFiniteError(f"the base distribution's log-density is not finite; {advice}")
+        if not isfinite(self.base.log_prob(x)).all():
+            return NonFiniteError(f"the base distribution's log-density is not finite; {advice}")
+        for name in reversed(self.params.table):  # backward starts at the last layer
+            if not isfinite(self.params.grad(name)).all():
+                return NonFiniteError(f"backward: the gradient of {name} is not finite; {advice}")
+        return NonFiniteError(f"the norm of the gradient overflows; {advice}")
 
     def _require_finite(self, log_prob: Array, x: Array, context: Array | None) -> None:
         if not self.backend.xp.isfinite(log_prob).all():

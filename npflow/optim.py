@@ -72,16 +72,18 @@ class Adam:
         self.m = params.backend.xp.zeros_like(params.values)
         self.v = params.backend.xp.zeros_like(params.values)
         self.steps = 0
-        self._no_norm = params.backend.xp.zeros(1, params.backend.dtype)
+        # The gradient's norm before clipping, (1,); zero where nothing is clipped.
+        self.norm: Array = params.backend.xp.zeros(1, params.backend.dtype)
 
     def step(self, factor: float = 1.0) -> None:
         """One update of `params.values` from `params.grads`."""
         kernels, params = self.params.backend.kernels, self.params
         clips = self.max_norm is not None
-        norm = kernels.global_norm(params.grads) if clips else self._no_norm
+        if clips:
+            self.norm = kernels.global_norm(params.grads)
         self.steps += 1
         kernels.adam_step(
-            params.values, params.grads, self.m, self.v, norm,
+            params.values, params.grads, self.m, self.v, self.norm,
             self.max_norm if clips else math.inf, self.learning_rate * factor,
             self.beta1, self.beta2, self.epsilon, self.weight_decay, self.steps,
         )  # fmt: skip

@@ -191,6 +191,12 @@ class Trainer:
         if not self.flow.backend.on_device:
             self.require_finite(float(loss), x, context)
         self.adam.step(self.schedule(self.progress.step))
+        if (
+            self.options.max_norm is not None
+        ):  # a gradient that is not finite changes nothing: say so
+            loss = loss + 0 * self.adam.norm[0]
+            if not self.flow.backend.on_device:
+                self.require_finite(float(loss), x, context)
         self.progress.step += 1
         if self.average is not None:
             self.average.update(self.progress.step)
@@ -317,6 +323,7 @@ def fit(
     checkpoint and raises KeyboardInterrupt. Raises NonFiniteError (the last checkpoint stays),
     ShapeError, CheckpointError or ConfigurationError.
     """
+    flow.bijection.check_memory(as_memory(options.memory))
     train_data = Data.on(flow, train, context)
     validation_data = None if validation is None else Data.on(flow, validation, validation_context)
     trainer = Trainer(flow, options, len(train_data.rows))

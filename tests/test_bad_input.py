@@ -229,7 +229,7 @@ def test_optimizer_options():
         (lambda: nice(3, couplings=-1), ConfigurationError, "couplings is -1"),
         (lambda: flow(features=1), ConfigurationError, "2 features or more, not 1"),
         (lambda: flow(masks="thirds"), ConfigurationError, "unknown masks 'thirds'; choose one of"),
-        (lambda: flow(masks=((0, 3), (1,))), ConfigurationError, "indices from 0 to 2"),
+        (lambda: flow(masks=((0, 3), (1,))), ConfigurationError, "different ones from 0 to 2"),
         (
             lambda: Coupling(3, (), Affine(3), MLP(1, (4,), 6)),
             ConfigurationError,

@@ -121,6 +121,12 @@ class Chain(Bijection):
             x = layer.update_statistics(x, context)
         return x
 
+    def check_memory(self, memory: Memory) -> None:
+        """Raise ConfigurationError, naming the layer, if one cannot be walked back by inversion."""
+        if memory.schedule == "invert":
+            for k, layer in enumerate(self.layers):
+                self._require_invertible(k, layer)
+
     def _walk(self, direction, x, context, memory):
         log_det = self.backend.xp.zeros(len(x), x.dtype)
         cache = ChainCache(direction, memory, {}, None, {}, context, [])

@@ -54,10 +54,11 @@ class Coupling(Bijection):
     def __post_init__(self):
         kept = sorted(set(self.kept))
         transformed = self.features - len(kept)
-        if not kept or not transformed or kept[0] < 0 or kept[-1] >= self.features:
+        fits = kept and transformed > 0 and kept[0] >= 0 and kept[-1] < self.features
+        if not fits or len(kept) != len(self.kept):
             raise ConfigurationError(
-                f"kept names {len(kept)} of {self.features} features; expected indices from 0 to "
-                f"{self.features - 1} that leave at least one feature on each side"
+                f"kept holds {len(self.kept)} indices for {self.features} features; expected "
+                f"different ones from 0 to {self.features - 1} that leave a feature to transform"
             )
         outputs = transformed * self.map.parameters_per_feature
         if self.conditioner.inputs != len(kept) or self.conditioner.outputs != outputs:
