@@ -1,5 +1,6 @@
-"""Time a training step and a density pass of npflow's RealNVP. Arguments: features hidden couplings batch steps.
+"""Time a training step and a density pass of npflow's RealNVP.
 
+Arguments: features hidden couplings batch steps.
 Prints one JSON line: {"system": ..., "step_ms": ..., "density_ms": ..., "first_step_s": ...}.
 """
 

@@ -12,10 +12,13 @@ from common import MODEL, Options, make_folder, write_summary
 
 from npflow import datasets, plotting, random
 from npflow.backend import Array, get_backend
+from npflow.bijections import dequantize
 from npflow.flow import Flow
 from npflow.metrics import bits_per_dim, standard_error
+from npflow.random import Stream
 from npflow.training import TrainingOptions, evaluate, fit
 
+INITIALIZATION_ROWS = 1000
 TEMPERATURES = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0)
 INTERPOLATION_ROWS, INTERPOLATION_STEPS = 10, 20
 
@@ -42,6 +45,8 @@ def train_and_report(
         if epoch in epochs_shown:
             np.save(folder / f"samples-{epoch:03}.npy", pixels(flow, flow.sample(10, seed=1)))
 
+    first = flow.backend.xp.asarray(train[:INITIALIZATION_ROWS])
+    flow.initialize(dequantize(flow.backend, first, options.seed, 0, Stream.DEQUANTIZE_EVALUATION))
     history = fit(
         flow,
         train,

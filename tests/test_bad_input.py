@@ -233,12 +233,12 @@ def test_optimizer_options():
         (
             lambda: Coupling(3, (), Affine(3), MLP(1, (4,), 6)),
             ConfigurationError,
-            "kept names 0 of 3",
+            "kept holds 0 indices for 3",
         ),
         (
             lambda: Coupling(3, (0, 1, 2), Affine(1), MLP(3, (4,), 2)),
             ConfigurationError,
-            "kept names 3 of 3",
+            "kept holds 3 indices for 3",
         ),
         (lambda: flow(hidden=(4, 0)), ConfigurationError, r"layer widths are \(2, 4, 0, 2\)"),
         (lambda: flow(activation="gelu"), ConfigurationError, "unknown activation 'gelu'; choose"),

@@ -11,7 +11,7 @@ from npflow import datasets, testing
 from npflow.backend import get_backend
 from npflow.bijections import BatchNorm, Bijection, Chain, Diagonal, Memory, Scale, shuffle
 from npflow.distributions import DiagonalNormal, Logistic, StandardNormal
-from npflow.errors import InversionDriftError
+from npflow.errors import InversionDriftError, ShapeError
 from npflow.flow import Flow
 from npflow.models import NICE_CONFIGURATIONS, REALNVP_CONFIGURATIONS, nice, realnvp
 from npflow.optim import Adam
@@ -476,3 +476,13 @@ def test_backends_agree(tmp_path):
     scale = np.abs(flow.params.grads).max()
     np.testing.assert_allclose(other.params.grads, flow.params.grads, rtol=0, atol=1e-12 * scale)
     np.testing.assert_allclose(other.sample(20, 3), flow.sample(20, 3), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_initialize_gives_the_diagonal_scaling_deviation_one(backend):
+    flow = nice(5, 2, (4,), backend=backend, dtype="float64")
+    x = np.random.default_rng(0).normal(size=(50, 5)) * [0.01, 0.1, 1, 10, 100]
+    flow.initialize(x)
+    np.testing.assert_allclose(flow.to_latent(x).std(axis=0), 1, rtol=1e-12)
+    with pytest.raises(ShapeError, match="does not vary"):
+        flow.initialize(np.ones((3, 5)))

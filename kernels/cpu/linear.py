@@ -34,8 +34,8 @@ LEAKY_SLOPE = 0.01
 # A second thread is worth its 15 us from about 40 us of one thread's work on: the unit of work of
 # threads.run is this many multiplications.
 _PRODUCTS = 64
-# backward takes the batch in blocks whose da, packed, fits the second cache.
-_BLOCK = 1 << 17
+# backward takes the batch in blocks of rows of at most this many elements of x or of da.
+_BLOCK = 1 << 18
 
 
 @kernel

@@ -32,7 +32,7 @@ def affine_inverse(z, params, bound):
 
 
 def affine_backward(dz, dlog_det, x, tanh, bound, dbound):
-    """Gradient of affine_forward. Returns dx (B, d) and dparams (B, 2d); dbound (d,) is added to."""
+    """Gradient of affine_forward. Returns dx, dparams (B, 2d); dbound (d,) is added to."""
     scale = np.exp(bound * tanh)
     dx = dz * scale  # F3 in x
     dlog_scale = dx * x + dlog_det[:, None]  # F3 and F4 in s
@@ -42,7 +42,7 @@ def affine_backward(dz, dlog_det, x, tanh, bound, dbound):
 
 
 def affine_inverse_backward(dx, dlog_det, x, tanh, bound, dbound):
-    """Gradient of affine_inverse, whose log_det is -sum s. Returns dz (B, d) and dparams (B, 2d)."""
+    """Gradient of affine_inverse, whose log_det is -sum s. Returns dz, dparams (B, 2d)."""
     dz = dx * np.exp(-bound * tanh)
     dlog_scale = -dx * x - dlog_det[:, None]  # x = (z - shift) e^-s, so dx/ds = -x
     dbound += (dlog_scale * tanh).sum(axis=0)

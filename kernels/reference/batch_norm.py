@@ -45,7 +45,7 @@ def batch_norm_backward(dz, dlog_det, x, mean, var, log_gamma, epsilon, own, dlo
 
 
 def batch_norm_inverse_backward(dx, dlog_det, x, mean, var, log_gamma, epsilon, dlog_gamma, dbeta):
-    """Gradient of batch_norm_inverse (fixed moments). Returns dz; dlog_gamma, dbeta are added to."""
+    """Gradient of batch_norm_inverse (fixed moments). Returns dz; adds to the others."""
     dz = dx * np.exp(0.5 * np.log(var + epsilon) - log_gamma)
     dlog_gamma -= (dx * (x - mean)).sum(axis=0) + dlog_det.sum()
     dbeta -= dz.sum(axis=0)

@@ -19,7 +19,7 @@ def normal_log_prob_backward(z, dlog_prob):
 
 
 def logistic_log_prob(z):
-    """Standard logistic: -sum_j log(1 + e^z_j) + log(1 + e^-z_j). Source: arXiv:1410.8516, sec. 3.4."""
+    """Standard logistic: -sum_j log(1 + e^z_j) + log(1 + e^-z_j) (arXiv:1410.8516)."""
     absolute = np.abs(z)
     return -(absolute + 2 * np.log1p(np.exp(-absolute))).sum(axis=1)
 

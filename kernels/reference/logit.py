@@ -10,7 +10,7 @@ import numpy as np
 
 
 def logit_forward(x, lam, levels):
-    """y = logit(p); log_det = sum_j log(slope) - log p_j - log(1 - p_j), slope = (1 - 2 lam)/levels."""
+    """y = logit(p); log_det = sum_j log(slope) - log p_j - log(1 - p_j)."""
     slope = (1 - 2 * lam) / levels
     log_p = np.log(lam + slope * x)
     log_q = np.log(lam + slope * (levels - x))  # q = 1 - p, without cancellation near x = levels
@@ -26,7 +26,7 @@ def logit_inverse(y, lam, levels):
 
 
 def logit_backward(dy, dlog_det, y, lam, levels):
-    """Gradient of logit_forward from its output y: dx = slope (dy + dlog_det (2p - 1)) / (p (1 - p))."""
+    """Gradient of logit_forward: dx = slope (dy + dlog_det (2p - 1)) / (p (1 - p))."""
     slope = (1 - 2 * lam) / levels
     # 2p - 1 = tanh(y/2) and 1 / (p (1 - p)) = 4 cosh(y/2)^2
     return 4 * slope * np.cosh(y / 2) ** 2 * (dy + dlog_det[:, None] * np.tanh(y / 2))

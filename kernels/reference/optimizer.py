@@ -4,7 +4,7 @@ import numpy as np
 
 
 def global_norm(grads):
-    """The Euclidean norm of grads, accumulated in float64, as an array of one element of grads' dtype."""
+    """The Euclidean norm of grads, accumulated in float64, as an array of one element."""
     return np.sqrt(np.square(grads, dtype=np.float64).sum(keepdims=True)).astype(grads.dtype)
 
 

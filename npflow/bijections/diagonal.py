@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from npflow.backend import Array
 from npflow.bijections.bijection import Bijection
+from npflow.errors import ShapeError
 from npflow.params import Parameter, constant
 
 
@@ -25,7 +26,11 @@ class DiagonalCache(NamedTuple):
 
 @dataclass(eq=False)
 class Diagonal(Bijection):
-    """z = x exp(s) with one learned log-scale s a feature, zero at first."""
+    """z = x exp(s) with one learned log-scale a feature, zero at first.
+
+    `initialize` sets s so that every feature of z has deviation 1; it raises ShapeError if a
+    feature of the batch does not vary.
+    """
 
     features: int
 
@@ -51,3 +56,10 @@ class Diagonal(Bijection):
             dx, dlog_det, cache.x, self.log_scale.value, self.log_scale.grad
         )
         return dz, None
+
+    def initialize(self, x, context=None):
+        _, var = self.backend.kernels.moments(x)
+        if not (var > 0).all():
+            raise ShapeError("a feature does not vary in the batch; initialize with more rows")
+        self.log_scale.value[...] = -0.5 * self.backend.xp.log(var)
+        return self.forward(x, context)[0]
