@@ -18,11 +18,21 @@ def _take(start, stop, x, indices, out):
 
 
 @kernel
-def _put(start, stop, x, indices, out):
-    """out[:, indices] = x."""
+def _split(start, stop, x, kept, transformed, x_a, x_b):
     for i in range(start, stop):
-        for j in range(len(indices)):
-            out[i, np.uint64(indices[j])] = x[i, j]
+        for j in range(len(kept)):
+            x_a[i, j] = x[i, np.uint64(kept[j])]
+        for j in range(len(transformed)):
+            x_b[i, j] = x[i, np.uint64(transformed[j])]
+
+
+@kernel
+def _merge(start, stop, x_a, x_b, kept, transformed, x):
+    for i in range(start, stop):
+        for j in range(len(kept)):
+            x[i, np.uint64(kept[j])] = x_a[i, j]
+        for j in range(len(transformed)):
+            x[i, np.uint64(transformed[j])] = x_b[i, j]
 
 
 def permute(x, indices):
@@ -33,12 +43,15 @@ def permute(x, indices):
 
 
 def split(x, kept, transformed):
-    return permute(x, kept), permute(x, transformed)
+    x = as_contiguous(x)
+    x_a = np.empty((len(x), len(kept)), x.dtype)
+    x_b = np.empty((len(x), len(transformed)), x.dtype)
+    run(_split, len(x), x.size // CHEAP, x, kept, transformed, x_a, x_b)
+    return x_a, x_b
 
 
 def merge(x_a, x_b, kept, transformed):
     x_a, x_b = as_contiguous(x_a), as_contiguous(x_b)
     x = np.empty((len(x_a), len(kept) + len(transformed)), x_a.dtype)
-    run(_put, len(x), x_a.size // CHEAP, x_a, kept, x)
-    run(_put, len(x), x_b.size // CHEAP, x_b, transformed, x)
+    run(_merge, len(x), x.size // CHEAP, x_a, x_b, kept, transformed, x)
     return x

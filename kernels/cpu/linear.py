@@ -13,6 +13,7 @@ threads nor on how the work was cut.
 """
 
 import numpy as np
+from numba import njit
 
 from npflow.kernels.cpu._gemm import (
     ROWS,
@@ -34,6 +35,9 @@ LEAKY_SLOPE = 0.01
 # A second thread is worth its 15 us from about 40 us of one thread's work on: the unit of work of
 # threads.run is this many multiplications.
 _PRODUCTS = 64
+# backward of a thin layer: up to this many inputs or outputs, and this many activations.
+_FEW = 4
+_SMALL = 1 << 18
 # backward takes the batch in blocks of rows of at most this many elements of x or of da.
 _BLOCK = 1 << 18
 
@@ -156,6 +160,57 @@ def _backward(start, stop, dy, x, y, weight, activation, dweight, dbias, dx):
                 multiply_transposed(weight[i:end], panels[p], dx_tiles)
 
 
+# The compiler may reorder the sums of products, the same way at every call.
+_reordering = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+
+
+@_reordering
+def _backward_few_inputs(dy, x, y, weight, activation, dweight, dbias, dx):
+    """One pass over the rows; a row of da is used for everything while it is at hand."""
+    da = np.empty_like(y)
+    _activate_backward(dy.reshape(-1), y.reshape(-1), activation, da.reshape(-1))
+    sums = np.zeros_like(weight)
+    bias_sum = np.zeros_like(dbias)
+    for i in range(len(x)):
+        for k in range(x.shape[1]):
+            x_ik = x[i, k]
+            for j in range(y.shape[1]):
+                sums[k, j] += x_ik * da[i, j]
+            total = x.dtype.type(0)
+            for j in range(y.shape[1]):
+                total += weight[k, j] * da[i, j]
+            dx[i, k] = total
+        for j in range(y.shape[1]):
+            bias_sum[j] += da[i, j]
+    dweight += sums
+    dbias += bias_sum
+
+
+@kernel
+def _backward_few_outputs(dy, x, y, weight, activation, dweight, dbias, dx):
+    """One pass over the rows, with the few columns of the weight laid out as rows."""
+    n_in, n_out = weight.shape
+    da = np.empty_like(y)
+    _activate_backward(dy.reshape(-1), y.reshape(-1), activation, da.reshape(-1))
+    columns = weight.T.copy()
+    dcolumns = np.zeros_like(columns)
+    for i in range(len(x)):
+        for k in range(n_out):
+            da_ik = da[i, k]
+            dbias[k] += da_ik
+            for j in range(n_in):
+                dcolumns[k, j] += da_ik * x[i, j]
+            if k == 0:
+                for j in range(n_in):
+                    dx[i, j] = da_ik * columns[k, j]
+            else:
+                for j in range(n_in):
+                    dx[i, j] += da_ik * columns[k, j]
+    for k in range(n_out):
+        for j in range(n_in):
+            dweight[j, k] += dcolumns[k, j]
+
+
 def linear_forward(x, weight, bias, activation):
     x = _check(x, weight)
     (batch, n_in), n_out = x.shape, weight.shape[1]
@@ -173,6 +228,11 @@ def linear_backward(dy, x, y, weight, activation, dweight, dbias):
     dy, y = np.ascontiguousarray(dy), np.ascontiguousarray(y)
     (batch, n_in), n_out = x.shape, weight.shape[1]
     dx = np.empty((batch, n_in), x.dtype)
+    if min(n_in, n_out) <= _FEW and batch * max(n_in, n_out) <= _SMALL:
+        backward = _backward_few_inputs if n_in <= n_out else _backward_few_outputs
+        x = np.ascontiguousarray(x)
+        backward(dy, x, y, weight, _code(activation), dweight, dbias, dx)
+        return dx
     parts = -(-n_in * x.itemsize // VECTOR_BYTES)
     work = 2 * max(batch, ROWS) * n_in * n_out // _PRODUCTS
     run(_backward, parts, work, dy, x, y, weight, _code(activation), dweight, dbias, dx)

@@ -64,10 +64,10 @@ def run(function: Callable[..., None], n: int, work: int, *args: Any) -> None:
     however [0, n) is cut: n counts rows that are independent, or blocks of a fixed size.
     """
     global _pool
-    threads = min(THREADS, n)
-    if work < THRESHOLD or threads < 2:
+    if work < THRESHOLD or THREADS < 2 or n < 2:  # the usual case of small flows: no more calls
         function(0, n, *args)
         return
+    threads = min(THREADS, n)
     if _pool is None:
         _pool = ThreadPoolExecutor(THREADS - 1, "npflow")
     cuts = [n * i // threads for i in range(threads + 1)]
