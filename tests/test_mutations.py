@@ -62,7 +62,7 @@ NETWORK = [
 ]
 TANH = [
     *NETWORK,
-    plant("gradients", linear, "_act_derivative", "1 - y * y", "1 - y"),
+    plant("gradients", linear, "_act_derivative", "(1 - y) * (1 + y)", "1 - y"),
 ]
 RELU = [plant("gradients", linear, "_act_derivative", "(y > 0)", "(y < 0)")]
 LEAKY_RELU = [plant("gradients", linear, "_act_derivative", "1, LEAKY_SLOPE", "1, 0")]

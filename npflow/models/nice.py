@@ -69,13 +69,12 @@ NICE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "hidden": (1000,) * 5,
         "scale": Scale(1 / 256),
     },
-    # The UCSD report: 6 couplings (it gives no widths; those of its RealNVP are taken).
+    # The UCSD report: 6 couplings. It gives neither widths nor a prior: the widths are those of its
+    # RealNVP, the prior and the masks are the paper's.
     "mnist-report": {
         "features": 784,
         "couplings": 6,
         "hidden": (256, 256),
-        "masks": "half",
-        "prior": "normal",
         "scale": Scale(1 / 256),
     },
 }
