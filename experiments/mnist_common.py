@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from common import MODEL, Options, make_folder, write_summary
@@ -23,18 +26,35 @@ TEMPERATURES = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0)
 INTERPOLATION_ROWS, INTERPOLATION_STEPS = 10, 20
 
 
-def train_and_report(
-    options: Options,
-    name: str,
-    flow: Flow,
-    training: TrainingOptions,
-    references: dict[str, float],
-) -> None:
-    """Fit flow to MNIST, and leave metrics, summary, model and figures in the run's folder.
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One configuration of a script: build(**model) is trained with TrainingOptions(**training).
 
-    references: published bits/dim to draw beside the curve.
+    references : published bits/dim to draw beside the curve
+    reached    : what runs of this script's configurations have reached, printed at the end
     """
-    folder = make_folder(options, name)
+
+    name: str
+    build: Callable[..., Flow]
+    model: dict[str, Any]
+    training: dict[str, Any]
+    references: dict[str, float]
+    reached: str
+
+
+def train_and_report(options: Options, experiment: Experiment) -> None:
+    """Fit the flow to MNIST, and leave metrics, summary, model and figures in the run's folder."""
+    model, settings = dict(experiment.model), dict(experiment.training)
+    if options.smoke:
+        model |= {"hidden": (32, 32)}
+        settings |= {"epochs": 2}
+    if options.epochs is not None:
+        settings |= {"epochs": options.epochs}
+    training = TrainingOptions(**settings, memory=options.memory, seed=options.seed)
+    flow = experiment.build(
+        **model, backend=options.backend, dtype=options.dtype, seed=options.seed
+    )
+    folder = make_folder(options, experiment.name)
     mnist = datasets.mnist()
     train, validation, test = mnist.train, mnist.validation, mnist.test
     if options.smoke:
@@ -69,8 +89,9 @@ def train_and_report(
         "seconds": history[-1]["seconds"],
         "training": dataclasses.asdict(training),
     }
-    draw_figures(folder, flow, history, epochs_shown, references)
+    draw_figures(folder, flow, history, epochs_shown, experiment.references)
     write_summary(folder, flow, options, results)
+    print(experiment.reached, file=sys.stderr)  # stdout holds the summary alone
 
 
 def draw_figures(

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from common import Options, run
-from mnist_common import train_and_report
+from mnist_common import Experiment, train_and_report
 
 from npflow.models import NICE_CONFIGURATIONS, nice
-from npflow.training import TrainingOptions
 
 TRAINING: dict[str, dict[str, Any]] = {
     "report": {"epochs": 40, "schedule": "cosine", "average": 0.999},
     "paper": {"epochs": 80, "batch_size": 200, "schedule": "cosine", "average": 0.999},
 }
+REACHED = """@@NICE@@"""
 # 1980.50 nats in [0, 1]^784 are 8 - 1980.50 / (784 ln 2) bits/dim.
 REFERENCES = {"Dinh et al., 1500 epochs: 4.36": 4.356}
 
@@ -27,20 +27,16 @@ class NICEOptions(Options):
 
 def main(options: NICEOptions) -> None:
     """Train NICE on MNIST; ends with test bits/dim and figures."""
-    model = dict(NICE_CONFIGURATIONS[f"mnist-{options.config}"])
-    training = dict(TRAINING[options.config])
-    if options.smoke:
-        model |= {"hidden": (32, 32)}
-        training |= {"epochs": 2}
-    if options.epochs is not None:
-        training |= {"epochs": options.epochs}
-    flow = nice(**model, backend=options.backend, dtype=options.dtype, seed=options.seed)
     train_and_report(
         options,
-        "mnist_nice",
-        flow,
-        TrainingOptions(**training, memory=options.memory, seed=options.seed),
-        REFERENCES,
+        Experiment(
+            "mnist_nice",
+            nice,
+            NICE_CONFIGURATIONS[f"mnist-{options.config}"],
+            TRAINING[options.config],
+            REFERENCES,
+            REACHED,
+        ),
     )
 
 

@@ -191,9 +191,8 @@ class Trainer:
         if not self.flow.backend.on_device:
             self.require_finite(float(loss), x, context)
         self.adam.step(self.schedule(self.progress.step))
-        if (
-            self.options.max_norm is not None
-        ):  # a gradient that is not finite changes nothing: say so
+        if self.options.max_norm is not None:
+            # Adam leaves everything as it is if the norm is not finite; the loss tells of it.
             loss = loss + 0 * self.adam.norm[0]
             if not self.flow.backend.on_device:
                 self.require_finite(float(loss), x, context)
@@ -254,9 +253,7 @@ class Trainer:
         if header["flow"] != json.loads(json.dumps(self.flow.config())):
             raise CheckpointError(f"{path} is of another model; resume with the options it had")
         mine, theirs = asdict(self.options), header["options"]
-        free: set[str] = (
-            set() if self.options.schedule == "cosine" else {"epochs"}
-        )  # cosine ends at epochs
+        free = set() if self.options.schedule == "cosine" else {"epochs"}  # cosine ends there
         for name in sorted(mine.keys() - free):
             if mine[name] != theirs.get(name):
                 raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Property-based tests draw the same examples at every run; HYPOTHESIS_PROFILE=explore, new ones."""
+"""Property-based tests draw the same examples each run; HYPOTHESIS_PROFILE=explore: new ones."""
 
 import os
 
