@@ -5,8 +5,10 @@ float32, long double for float64): what is bounded is its own rounding error, no
 """
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
+import npflow
 from npflow.errors import ConfigurationError
 from npflow.kernels.cpu import (
     affine,
@@ -454,3 +457,24 @@ def test_an_error_in_another_thread_reaches_the_caller(monkeypatch):
 
     with pytest.raises(ArithmeticError, match="in a thread"):
         threads.run(fails_in_the_second_half, 2, threads.THRESHOLD)
+
+
+_pycache = shutil.ignore_patterns("__pycache__")
+
+
+@pytest.mark.slow
+def test_a_change_in_an_inlined_file_makes_the_cached_kernels_anew(tmp_path):
+    package = tmp_path / "npflow"
+    shutil.copytree(Path(npflow.__file__).parent, package, ignore=_pycache)
+    shutil.copytree(Path(threads.__file__).parents[1], package / "kernels", ignore=_pycache)
+    code = "import numpy as np; from npflow.kernels.cpu import logistic_log_prob as f; "
+    code += "print(f(np.ones((1, 1)))[0])"
+
+    def run():
+        return float(subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path))
+
+    before = run()
+    assert run() == before
+    source = package / "kernels" / "cpu" / "math.py"
+    source.write_text(source.read_text().replace("math.factorial(k)", "(k + math.factorial(k))"))
+    assert run() != before

@@ -9,9 +9,6 @@ choice is right. Source: Goto and van de Geijn, Anatomy of High-Performance Matr
 
 The functions are for compiled code, take two-dimensional arrays of one dtype, and do not check
 shapes. Except for `a`, the rows of the arrays are contiguous; no other stride is asked for.
-
-Numba's disk cache looks at the file of the kernel alone: after a change in this file, remove
-kernels/cpu/__pycache__.
 """
 
 from collections.abc import Callable

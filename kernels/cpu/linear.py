@@ -13,7 +13,6 @@ threads nor on how the work was cut.
 """
 
 import numpy as np
-from numba import njit
 
 from npflow.kernels.cpu._gemm import (
     ROWS,
@@ -25,7 +24,7 @@ from npflow.kernels.cpu._gemm import (
     pack_transposed,
 )
 from npflow.kernels.cpu.math import tanh
-from npflow.kernels.cpu.threads import kernel, run
+from npflow.kernels.cpu.threads import compiled, kernel, run
 
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "tanh", "elu")
 IDENTITY, RELU, LEAKY_RELU, TANH, ELU = range(5)
@@ -161,7 +160,7 @@ def _backward(start, stop, dy, x, y, weight, activation, dweight, dbias, dx):
 
 
 # The compiler may reorder the sums of products, the same way at every call.
-_reordering = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+_reordering = compiled("contract", "reassoc")
 
 
 @_reordering

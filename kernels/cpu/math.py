@@ -8,9 +8,6 @@ becomes AVX2 or AVX-512 code. They follow fdlibm and Cephes: reduce the argument
 Each takes a float32 or float64 scalar in compiled code, over the whole range: overflow to inf,
 gradual underflow, NaN stays NaN, zeros keep their sign. tests/test_kernels_cpu.py holds bounds on
 the errors. Of fast-math, only the contraction of a*b + c into a fused multiply-add is allowed.
-
-Numba's disk cache looks at the file of the kernel alone: after a change in this file, remove
-kernels/cpu/__pycache__.
 """
 
 import math

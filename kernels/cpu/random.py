@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import DTypeLike, NDArray
 
-from .threads import run
+from .threads import compiled, run
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
@@ -41,7 +41,7 @@ def _unit64(high, low):
     return (np.float64(high) * 2.0**26 + np.float64(low)) * 2.0**-53
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _uniform32(start, stop, key0, key1, stream, step, out):
     for block in range(np.uint64(start), np.uint64(stop)):
         w0, w1, w2, w3 = _philox4x32(block, key0, key1, step, stream)
@@ -52,7 +52,7 @@ def _uniform32(start, stop, key0, key1, stream, step, out):
         out[i + np.uint64(3)] = _unit32(w3)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _uniform64(start, stop, key0, key1, stream, step, out):
     for block in range(np.uint64(start), np.uint64(stop)):
         w0, w1, w2, w3 = _philox4x32(block, key0, key1, step, stream)
@@ -61,7 +61,7 @@ def _uniform64(start, stop, key0, key1, stream, step, out):
         out[i + np.uint64(1)] = _unit64(w2, w3)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _box_muller(start, stop, out):
     """Turns the pairs start to stop of out from uniform to normal, in place."""
     for pair in range(start, stop):

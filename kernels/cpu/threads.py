@@ -1,9 +1,11 @@
 """Compiling a kernel, and running it on several threads with the same result for any number."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from numba import njit
@@ -17,7 +19,31 @@ THRESHOLD = 1 << 16
 # A kernel that only moves, multiplies and adds counts this many elements as one.
 CHEAP = 8
 
-kernel = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+# Of all sources of this folder, by which compiled kernels are told apart.
+_SOURCES = hashlib.sha256(
+    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+).hexdigest()
+
+
+def compiled(*fastmath: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: compile for the CPU, without the GIL, cached on disk, with these fast-math flags.
+
+    Numba takes a kernel from its cache as long as the kernel's own file is unchanged. These kernels
+    inline functions of other files, so here any change in the folder makes them anew.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        flags = set(fastmath) or False
+        dispatcher = njit(cache=True, nogil=True, error_model="numpy", fastmath=flags)(function)
+        cache_file = getattr(dispatcher._cache, "_cache_file", None)
+        if cache_file is not None:  # Numba's own; there is no public way to add to its stamp
+            cache_file._source_stamp = (cache_file._source_stamp, _SOURCES)
+        return dispatcher
+
+    return decorate
+
+
+kernel = compiled("contract")
 
 
 def _count() -> int:
