@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import tyro
@@ -23,6 +23,8 @@ MODEL = "model.safetensors"
 @dataclass
 class Options:
     """The options of every experiment."""
+
+    resumable: ClassVar[bool] = True
 
     backend: Literal["auto", "reference", "numpy", "cupy"] = "auto"
     """Where to compute; auto is cupy where a CUDA device answers, else numpy."""
@@ -57,7 +59,8 @@ def run(main: Callable[[SomeOptions], None], options: type[SomeOptions]) -> None
     except (NpflowError, OSError) as error:  # OSError: a figure on a full disk, say
         sys.exit(_fail(str(error), 2))
     except KeyboardInterrupt:
-        sys.exit(_fail("stopped; the same command with --resume goes on from here", 130))
+        advice = "; the same command with --resume goes on from here" if parsed.resumable else ""
+        sys.exit(_fail(f"stopped{advice}", 130))
 
 
 def _fail(message: str, status: int) -> int:

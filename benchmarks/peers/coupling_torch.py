@@ -13,7 +13,6 @@ import torch
 FEATURES, HIDDEN, COUPLINGS, BATCH, STEPS = map(int, sys.argv[1:])
 HALF = FEATURES // 2
 REST = FEATURES - HALF
-torch.set_num_threads(torch.get_num_threads())
 torch.manual_seed(0)
 x = torch.randn(BATCH, FEATURES)
 

@@ -18,21 +18,23 @@ def _take(start, stop, x, indices, out):
 
 
 @kernel
-def _split(start, stop, x, kept, transformed, x_a, x_b):
+def _put(start, stop, x, indices, out):
+    """out[:, indices] = x."""
     for i in range(start, stop):
-        for j in range(len(kept)):
-            x_a[i, j] = x[i, np.uint64(kept[j])]
-        for j in range(len(transformed)):
-            x_b[i, j] = x[i, np.uint64(transformed[j])]
+        for j in range(len(indices)):
+            out[i, np.uint64(indices[j])] = x[i, j]
+
+
+@kernel
+def _split(start, stop, x, kept, transformed, x_a, x_b):
+    _take(start, stop, x, kept, x_a)
+    _take(start, stop, x, transformed, x_b)
 
 
 @kernel
 def _merge(start, stop, x_a, x_b, kept, transformed, x):
-    for i in range(start, stop):
-        for j in range(len(kept)):
-            x[i, np.uint64(kept[j])] = x_a[i, j]
-        for j in range(len(transformed)):
-            x[i, np.uint64(transformed[j])] = x_b[i, j]
+    _put(start, stop, x_a, kept, x)
+    _put(start, stop, x_b, transformed, x)
 
 
 def permute(x, indices):

@@ -3,7 +3,7 @@
 Map       z = f_K(... f_2(f_1(x)))
 Inverse   x = f_1^-1(... f_K^-1(z))
 Log-det   sum_k log|det J_k|
-Gradient  dx_{k-1}, = backward_k(dx_k, dlog_det): every layer is given the same dlog_det
+Gradient  dx_{k-1} = backward_k(dx_k, dlog_det): every layer is given the same dlog_det
 Source    NICE, arXiv:1410.8516, eq. 2; memory: RevNet, arXiv:1707.04585, section 3.2
 
 Both directions of a layer make the same cache, so memory is a choice of the chain's:

@@ -12,8 +12,8 @@ Gradient  dz_a, dz_b = split(dz)                            B4
           dx = merge(dx_a, dx_b)                            B1
 Source    NICE, arXiv:1410.8516, section 3.2; RealNVP, arXiv:1605.08803, eq. 4-9
 
-Cost: two products with each weight of the conditioner forward (one for values), four back. Cache:
-the conditioner's activations and the map's cache.
+Cost: one product with each weight of the conditioner forward, two back. Cache: the conditioner's
+activations and the map's cache.
 """
 
 from __future__ import annotations
