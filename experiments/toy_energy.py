@@ -8,20 +8,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import reverse_kl
 from common import MODEL, Options, make_folder, run, write_summary
-from tqdm import tqdm
 
-from npflow import optim, plotting
+from npflow import plotting
 from npflow.backend import Array
 from npflow.errors import ConfigurationError
-from npflow.flow import Flow
-from npflow.metrics import standard_error
 from npflow.models import REALNVP_CONFIGURATIONS, realnvp
 
 EXTENT = (-4.0, 4.0, -4.0, 4.0)  # the target's mass outside it is below 1e-7
-STEPS_PER_EPOCH = 100
-BATCH_SIZE = 512
-FRESH = 200_000  # samples for the final figures
 
 
 @dataclass
@@ -65,24 +60,14 @@ def main(options: EnergyOptions) -> None:
 
     epochs = options.epochs or (1 if options.smoke else 80)
     started = time.perf_counter()
-    history = train(flow, options, epochs, log_normalizer)
+    history = reverse_kl.train(flow, log_target, options, epochs, log_normalizer)
     seconds = time.perf_counter() - started
     flow.save(folder / MODEL)
 
-    x, log_q = flow.sample_and_log_prob(FRESH, seed=options.seed + 1)
-    log_p, _ = log_target(x)
-    log_weight = flow.backend.to_numpy(log_p - log_q).astype(np.float64) - log_normalizer
-    weight = np.exp(log_weight)
-    results = {
-        "reverse_kl": float(-log_weight.mean()),
-        "reverse_kl_standard_error": standard_error(log_weight),
+    results = reverse_kl.judge(flow, log_target, options.seed + 1, log_normalizer) | {
         "log_normalizer": log_normalizer,
-        # The importance-sampling estimate of the normalizer, relative to the quadrature.
-        "log_normalizer_error": float(np.log(weight.mean())),
-        "effective_sample_size": float(weight.sum() ** 2 / (weight**2).sum() / len(weight)),
-        "samples": len(weight),
         "epochs": epochs,
-        "steps": epochs * STEPS_PER_EPOCH,
+        "steps": epochs * reverse_kl.STEPS_PER_EPOCH,
         "seconds": round(seconds, 3),
     }
     plotting.curves(history, {"kl": "training"}, folder / "curve.png", "KL(q || p) (nats)")
@@ -90,26 +75,6 @@ def main(options: EnergyOptions) -> None:
         flow, lambda x: log_target(x)[0], folder / "density.png", extent=EXTENT, seed=options.seed
     )
     write_summary(folder, flow, options, results)
-
-
-def train(flow: Flow, options: EnergyOptions, epochs: int, log_normalizer: float) -> list[dict]:
-    """Adam with a cosine schedule; the flow ends with the average of its weights."""
-    adam = optim.Adam(flow.params, 2e-3, max_norm=5.0)
-    average = optim.WeightAverage(flow.params, 0.999)
-    schedule = optim.cosine(epochs * STEPS_PER_EPOCH)
-    history = []
-    for epoch in tqdm(range(epochs), unit="epoch", dynamic_ncols=True):
-        kl = 0.0
-        for step in range(epoch * STEPS_PER_EPOCH, (epoch + 1) * STEPS_PER_EPOCH):
-            loss = flow.reverse_kl_and_grad(
-                log_target, BATCH_SIZE, options.seed, step, memory=options.memory
-            )
-            kl += (loss + log_normalizer) / STEPS_PER_EPOCH
-            adam.step(schedule(step))
-            average.update(step + 1)
-        history.append({"epoch": epoch + 1, "kl": kl})
-    average.swap()
-    return history
 
 
 if __name__ == "__main__":

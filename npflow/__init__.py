@@ -2,7 +2,7 @@
 
 from npflow import bijections, distributions, elementwise, models, networks
 from npflow.backend import Backend, get_backend
-from npflow.bijections import Memory, dequantize
+from npflow.bijections import Memory, binarize, dequantize
 from npflow.flow import Flow
 from npflow.params import ParamStore
 
@@ -14,6 +14,7 @@ __all__ = [
     "Memory",
     "ParamStore",
     "bijections",
+    "binarize",
     "dequantize",
     "distributions",
     "elementwise",

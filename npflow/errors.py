@@ -13,6 +13,10 @@ class DtypeError(NpflowError, TypeError):
     """An array has a dtype that does not fit."""
 
 
+class DomainError(NpflowError, ValueError):
+    """Data has values that the model gives no density."""
+
+
 class NonFiniteError(NpflowError, ArithmeticError):
     """Data, a parameter or an intermediate result is NaN or infinite."""
 

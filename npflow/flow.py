@@ -21,8 +21,9 @@ from npflow.backend import Array, Backend, get_backend
 from npflow.bijections.bijection import Bijection
 from npflow.bijections.chain import STORE, Chain, Memory, as_memory, check_drift
 from npflow.distributions import Distribution
-from npflow.errors import DtypeError, NonFiniteError, ShapeError
-from npflow.params import Component, ParamStore, from_config, to_config
+from npflow.errors import ConfigurationError, DtypeError, NonFiniteError, ShapeError
+from npflow.networks.made import MADE
+from npflow.params import Component, ParamStore, from_config, to_config, walk
 
 FORMAT = "npflow.flow"
 
@@ -55,7 +56,9 @@ class Flow:
         self.backend = get_backend(backend, dtype)
         self.context_features = context_features
         self.shape = (base.features,) if shape is None else tuple(shape)
-        self.params = ParamStore(_Model(base, self.bijection), self.backend, seed)
+        model = _Model(base, self.bijection)
+        self.params = ParamStore(model, self.backend, seed)
+        self._networks = [m for _, m in walk(model) if isinstance(m, MADE)]
         self.drift = 0.0  # the largest error of the last `invert` walk back, relative to 1 + |x|
 
     @property
@@ -71,7 +74,7 @@ class Flow:
         """
         x, context = self._check_input(x, context)
         z, log_det, _ = self.bijection.forward(x, context)
-        log_prob = self.base.log_prob(z) + log_det
+        log_prob = self.base.log_prob(z, context) + log_det
         self._require_finite(log_prob, x, context)
         return log_prob
 
@@ -96,9 +99,10 @@ class Flow:
         xp = self.backend.xp
         self.params.zero_grads()
         z, log_det, cache = self.bijection.training_forward(x, context, as_memory(memory))
-        log_prob = self.base.log_prob(z) + log_det
+        log_base, base_cache = self.base.forward(z, context)
+        log_prob = log_base + log_det
         dlog_prob = xp.full(len(x), -1 / len(x), self.backend.dtype)  # of loss = -mean log_prob
-        dz = self.base.backward(z, dlog_prob)
+        dz, _ = self.base.backward(base_cache, dlog_prob)
         self.bijection.backward(cache, dz, dlog_prob)
         self.drift = check_drift(self.bijection, cache)
         return -xp.mean(log_prob, dtype=np.float64)
@@ -110,7 +114,8 @@ class Flow:
 
         The same seed gives the same samples on every backend, up to rounding.
         """
-        z = self.base.sample(n, seed, 0, temperature)
+        context = self.check_context(n, context)
+        z = self.base.sample(n, seed, 0, temperature, context)
         return self.from_latent(z, context)
 
     def sample_and_log_prob(
@@ -118,9 +123,10 @@ class Flow:
     ) -> tuple[Array, Array]:
         """n samples and their log p, (n, *shape) and (n,), in one pass."""
         context = self.check_context(n, context)
-        z = self._check_array("z", self.base.sample(n, seed), (self.base.features,))
+        z = self.base.sample(n, seed, context=context)
+        z = self._check_array("z", z, (self.base.features,))
         x, log_det, _ = self.bijection.inverse(z, context)
-        return x, self.base.log_prob(z) - log_det
+        return x, self.base.log_prob(z, context) - log_det
 
     def reverse_kl_and_grad(
         self,
@@ -139,13 +145,17 @@ class Flow:
         With x = inverse(z) the gradient goes through sampling (arXiv:1505.05770, eq. 15):
         log q(x) = log p_base(z) - log_det, so dlog_det = -1/n and dx = -(d log p / dx) / n.
         """
+        if any(name.startswith("base.") for name in self.params.table):
+            raise ConfigurationError(
+                "the reverse KL is through samples of a base without parameters; this one has some"
+            )
         xp = self.backend.xp
         context = self.check_context(n, context)
         self.params.zero_grads()
         z = self._check_array("z", self.base.sample(n, seed, step), (self.base.features,))
         x, log_det, cache = self.bijection.inverse(z, context, as_memory(memory))
         log_p, dlog_p = target(x)
-        log_q = self.base.log_prob(z) - log_det
+        log_q = self.base.log_prob(z, context) - log_det
         dx = self.backend.array(dlog_p) * (-1 / n)
         self.bijection.inverse_backward(cache, dx, xp.full(n, -1 / n, self.backend.dtype))
         self.drift = check_drift(self.bijection, cache)
@@ -156,6 +166,11 @@ class Flow:
                 "of the samples; lower the learning rate or bound the target's tails"
             )
         return loss
+
+    def use_masks(self, number: int) -> None:
+        """In networks that are one of many (MADE with `masks` other than 1), take draw `number`."""
+        for network in self._networks:
+            network.use_masks(number)
 
     def to_latent(self, x: Array, context: Array | None = None) -> Array:
         """z = forward(x)."""
@@ -232,7 +247,7 @@ class Flow:
                     f"layer {k} ({type(layer).__name__}) forward gives values that are not finite "
                     f"from finite input; check the range of the data, {advice}"
                 )
-        if not isfinite(self.base.log_prob(x)).all():
+        if not isfinite(self.base.forward(x, context)[0]).all():
             return NonFiniteError(f"the base distribution's log-density is not finite; {advice}")
         for name in reversed(self.params.table):  # backward starts at the last layer
             if not isfinite(self.params.grad(name)).all():

@@ -43,10 +43,17 @@ class State:
 
 
 class Parameter(State):
-    """A trained array; `value` and `grad`, which gradients are added to, are views."""
+    """A trained array; `value` and `grad`, which gradients are added to, are views.
 
-    def __init__(self, shape: tuple[int, ...], initial: Initializer):
+    mask : what of it is there, on the host; the rest of the values and gradients is zero and stays
+           so. None: all of it
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], initial: Initializer, mask: np.ndarray | None = None
+    ):
         super().__init__(shape, initial)
+        self.mask = mask
         self.grad: Array = None
 
 
@@ -137,6 +144,7 @@ class ParamStore:
     values, grads : (P,) every trained parameter and its gradient, in order of declaration
     state         : (S,) arrays that are stored but not trained
     table         : name -> Slot in values and grads
+    masks         : name -> which entries are not zero always, for parameters that have a mask
     state_table   : name -> Slot in state
 
     Initial values depend on seed and the order of declaration only, not on the backend.
@@ -158,6 +166,7 @@ class ParamStore:
             else:
                 stored[name] = member
         self.table = _slots(trained)
+        self.masks = {name: p.mask for name, p in trained.items() if p.mask is not None}
         self.state_table = _slots(stored)
         self.values = self._initial(trained, seed)
         self.grads = backend.xp.zeros_like(self.values)
@@ -213,6 +222,9 @@ class ParamStore:
                 raise CheckpointError(
                     f"{name} has shape {arrays[name].shape} in the file, {slot.shape} in the model"
                 )
+        for name, mask in self.masks.items():
+            if arrays[name][~mask].any():
+                raise CheckpointError(f"{name} has numbers in the file where the model has a mask")
         for buffer, table in ((self.values, self.table), (self.state, self.state_table)):
             if table:
                 flat = np.concatenate([arrays[name].ravel() for name in table])
@@ -233,6 +245,8 @@ class ParamStore:
                     f"the initial values of {name} have shape {values.shape}, "
                     f"expected {member.shape}"
                 )
+            if name in self.masks:
+                values = values * self.masks[name]
             host.append(values.ravel())
         return self.backend.xp.asarray(np.concatenate(host), dtype=self.backend.dtype)
 

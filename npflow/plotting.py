@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -232,6 +232,27 @@ def density(
             axes.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
 
 
+def densities(
+    panels: Mapping[str, tuple[ArrayLike, ArrayLike]], path: PathLike, extent: Extent
+) -> None:
+    """Densities side by side on one scale, and points drawn from each below.
+
+    panels : title -> the density at the cells of `grid` (size, size), and points (n, 2)
+    """
+    highest = max(float(np.max(values)) for values, _ in panels.values())
+    height_by_width = (extent[3] - extent[2]) / (extent[1] - extent[0])
+    height = 0.5 + 5.2 * float(np.clip(height_by_width, 0.3, 1.5))
+    with _figure(path, 2.8 * len(panels), height) as figure:
+        axes = figure.subplots(2, len(panels), sharex=True, sharey=True, squeeze=False)
+        for (title, (values, points)), upper, lower in zip(
+            panels.items(), axes[0], axes[1], strict=True
+        ):
+            _draw_density(upper, np.asarray(values), extent, title, highest)
+            _draw_points(lower, np.asarray(points), "")
+        for panel in axes.ravel():
+            panel.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
+
+
 def morph(stages: Sequence[tuple[str, ArrayLike]], quadrants: ArrayLike, path: PathLike) -> None:
     """The walk from latents to data, one panel a stage, every point in its latent's colour.
 
@@ -250,13 +271,48 @@ def morph(stages: Sequence[tuple[str, ArrayLike]], quadrants: ArrayLike, path: P
             axes.set_axis_off()
 
 
+# Functions of one variable
+
+
+class Function(NamedTuple):
+    """A function at increasing x, and the x of its knots."""
+
+    label: str
+    x: NDArray
+    y: NDArray
+    knots: NDArray
+
+
+def functions(panels: Mapping[str, Sequence[Function]], path: PathLike) -> None:
+    """One square panel for each title, with its functions and a dot at each of their knots."""
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
+    with _figure(path, 2.8 * columns, 3.0 * rows) as figure:
+        grid_of_axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (title, shown) in zip(grid_of_axes, panels.items(), strict=False):
+            axes.axline((0, 0), slope=1, color="0.8", lw=0.8, zorder=0)
+            for (label, x, y, knots), colour in zip(shown, COLOURS, strict=False):
+                axes.plot(x, y, color=colour, label=label, lw=1.2)
+                axes.plot(knots, np.interp(knots, x, y), ".", color=colour, ms=4)
+            axes.set(title=title, aspect="equal")
+            axes.legend(fontsize=7, handlelength=1, borderaxespad=0)
+            axes.locator_params(nbins=8, integer=True)
+        for axes in grid_of_axes[len(panels) :]:
+            axes.set_axis_off()
+
+
 def _draw_points(axes: Axes, points: NDArray, title: str, colours: Any = BLUE) -> None:
     axes.scatter(points[:, 0], points[:, 1], s=2, c=colours, alpha=0.5, linewidths=0)
     axes.set_title(title)
 
 
-def _draw_density(axes: Axes, values: NDArray, extent: Extent, title: str) -> None:
-    axes.imshow(values, origin="lower", extent=extent, cmap=INK, vmin=0, interpolation="bilinear")
+def _draw_density(
+    axes: Axes, values: NDArray, extent: Extent, title: str, highest: float | None = None
+) -> None:
+    axes.imshow(
+        values, origin="lower", extent=extent, cmap=INK, vmin=0, vmax=highest,
+        interpolation="bilinear",
+    )  # fmt: skip
     axes.set_title(title)
 
 

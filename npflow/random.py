@@ -28,6 +28,8 @@ class Stream(IntEnum):
     DEQUANTIZE_EVALUATION = 3  # noise on held-out data; the batch's index
     SAMPLE = 4  # latents of samples; the caller's choice
     PERMUTATION = 5  # fixed random permutations; the caller's choice
+    MASKS = 6  # orders and degrees of MADE; the draw's number
+    COMPONENT = 7  # which component of a mixture a sample is from; the caller's choice
 
 
 def uniform(

@@ -80,6 +80,7 @@ def randomize(store: ParamStore, seed: int = 0, scale: float = 0.5) -> None:
     rng = np.random.default_rng(seed)
     for name, slot in store.table.items():
         noise = rng.normal(size=slot.shape) * (scale / math.sqrt(math.prod(slot.shape[:-1])))
+        noise *= store.masks.get(name, 1)
         value = store.value(name)
         value += store.backend.array(noise)
 
@@ -231,10 +232,13 @@ def check_flow_gradients(
     flow.nll_and_grad(x, context, memory)
     values, gradient = flow.params.values, _host(flow.params.grads).copy()
     v = np.random.default_rng(seed).normal(size=(1, gradient.size))
+    for name, mask in flow.params.masks.items():
+        slot = flow.params.table[name]
+        v[0, slot.start : slot.stop] *= mask.ravel()
 
     def loss() -> np.ndarray:
         z, log_det, _ = flow.bijection.training_forward(x, context)
-        return np.array([-_host(flow.base.log_prob(z) + log_det).mean()])
+        return np.array([-_host(flow.base.log_prob(z, context) + log_det).mean()])
 
     # A step of STEP in all parameters together, not in each.
     v /= np.linalg.norm(v)
@@ -264,6 +268,7 @@ def _check_direction(
     if context is not None:
         tensors["context"] = context = context.copy()
     tensors |= {name: parameter.value for name, parameter in _parameters(layer)}
+    masks = {name: p.mask for name, p in _parameters(layer) if p.mask is not None}
 
     out, log_det, cache = apply(point, context)
     dout, dlog_det = rng.normal(size=out.shape), rng.normal(size=log_det.shape)
@@ -288,6 +293,9 @@ def _check_direction(
         else:
             directions = rng.normal(size=(RANDOM_DIRECTIONS, tensor.size))
             directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        if name in masks:
+            _require_masked(layer, name, masks[name], gradients)
+            directions = directions * masks[name].ravel()
         found = directions @ np.stack([gradient[name].ravel() for gradient in gradients], axis=1)
         h = step * _typical_size(tensor)
         differences = _differences(backend, terms, tensor, directions, h)
@@ -307,6 +315,15 @@ def _check_direction(
             yield report
 
 
+def _require_masked(
+    layer: Bijection, name: str, mask: np.ndarray, gradients: list[dict[str, np.ndarray]]
+) -> None:
+    if any(gradient[name][~mask].any() for gradient in gradients):
+        raise CheckError(
+            f"{type(layer).__name__}: the gradient of {name} is not zero outside its mask"
+        )
+
+
 def _pull_back(
     layer: Bijection,
     pull_back: Callable,
@@ -316,10 +333,11 @@ def _pull_back(
     dlog_det: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """The gradients by hand. Those of parameters start at 1, since they must be added to."""
-    for _, parameter in _parameters(layer):
-        parameter.grad.fill(1)
+    start = {name: np.ones(p.shape) if p.mask is None else p.mask for name, p in _parameters(layer)}
+    for name, parameter in _parameters(layer):
+        parameter.grad[...] = layer.backend.array(start[name])
     dpoint, dcontext = pull_back(cache, layer.backend.array(dout), layer.backend.array(dlog_det))
-    gradients = {name: _host(p.grad) - 1 for name, p in _parameters(layer)}
+    gradients = {name: _host(p.grad) - start[name] for name, p in _parameters(layer)}
     gradients[next(iter(tensors))] = _host(dpoint)
     if "context" in tensors:
         none = np.zeros(tensors["context"].shape)

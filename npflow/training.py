@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from npflow import checkpoint, optim, random
 from npflow.backend import Array
-from npflow.bijections import dequantize
+from npflow.bijections import binarize, dequantize
 from npflow.bijections.chain import as_memory
 from npflow.errors import (
     CheckpointError,
@@ -41,6 +41,7 @@ CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 STATISTICS_ROWS = 10_000  # training rows that stored statistics are taken over
 FETCH_EVERY = 50  # steps between two looks at the loss on a device
+INTEGERS = {"dequantize": dequantize, "binarize": binarize}  # what integer rows become
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class TrainingOptions:
                     kept; None: no average
     patience      : stop after this many epochs without a better validation; None: never
     memory        : the chain's memory schedule
+    integers      : what integer rows (8-bit images) become: "dequantize" adds uniform noise,
+                    "binarize" draws black or white; both anew each time they are used
     seed          : order of the batches and dequantization noise
     """
 
@@ -73,6 +76,7 @@ class TrainingOptions:
     average: float | None = None
     patience: int | None = None
     memory: str = "store"
+    integers: str = "dequantize"
     seed: int = 0
 
     def __post_init__(self):
@@ -90,6 +94,10 @@ class TrainingOptions:
         if self.patience is not None and self.patience < 1:
             raise ConfigurationError(f"patience is {self.patience}; expected 1 or more, or None")
         as_memory(self.memory)
+        if self.integers not in INTEGERS:
+            raise ConfigurationError(
+                f"integers is {self.integers!r}; choose one of {', '.join(INTEGERS)}"
+            )
 
 
 @dataclass
@@ -97,14 +105,17 @@ class Data:
     """Rows to train or validate on, on the flow's backend, with an optional context.
 
     Integer rows (8-bit images) are dequantized with fresh uniform noise each time they are used;
-    a density fitted to integers themselves can be made infinite.
+    a density fitted to integers themselves can be made infinite. Or else they are binarized.
     """
 
     rows: Array
     context: Array | None = None
+    integers: str = "dequantize"
 
     @classmethod
-    def on(cls, flow: Flow, rows: Array, context: Array | None = None) -> Data:
+    def on(
+        cls, flow: Flow, rows: Array, context: Array | None = None, integers: str = "dequantize"
+    ) -> Data:
         """rows and context checked and moved to the flow's backend."""
         xp = flow.backend.xp
         rows = xp.asarray(rows)
@@ -118,7 +129,7 @@ class Data:
             )
         if rows.dtype.kind == "f" and not xp.isfinite(rows).all():
             raise NonFiniteError("the data has NaN or infinite values; remove or replace them")
-        return cls(rows, flow.check_context(len(rows), context))
+        return cls(rows, flow.check_context(len(rows), context), integers)
 
     def batch(
         self, flow: Flow, indices: Array | slice, seed: int, step: int, stream: random.Stream
@@ -126,7 +137,7 @@ class Data:
         """The rows of those indices as x, and their context."""
         rows = self.rows[indices]
         if rows.dtype.kind != "f":
-            x = dequantize(flow.backend, rows, seed, step, stream)
+            x = INTEGERS[self.integers](flow.backend, rows, seed, step, stream)
         else:
             x = flow.backend.array(rows)
         return x, None if self.context is None else self.context[indices]
@@ -138,10 +149,11 @@ def evaluate(
     context: Array | None = None,
     *,
     batch_size: int = 1000,
+    integers: str = "dequantize",
     seed: int = 0,
 ) -> np.ndarray:
     """-log p of every row in nats, (rows,) float64, with one draw of noise for integer rows."""
-    data = rows if isinstance(rows, Data) else Data.on(flow, rows, context)
+    data = rows if isinstance(rows, Data) else Data.on(flow, rows, context, integers)
     nll = []
     for step, start in enumerate(range(0, len(data.rows), batch_size)):
         rows_of_batch = slice(start, start + batch_size)
@@ -187,6 +199,7 @@ class Trainer:
 
     def train_step(self, x: Array, context: Array | None) -> Array:
         """One update from one batch; its mean nll as a 0-d array."""
+        self.flow.use_masks(self.progress.step)
         loss = self.flow.loss_and_grad(x, context, self.options.memory)
         if not self.flow.backend.on_device:
             self.require_finite(float(loss), x, context)
@@ -209,6 +222,7 @@ class Trainer:
     def validate(self, data: Data | None, statistics: Data) -> float | None:
         """The validation nll of the averaged weights (or the weights); keeps the best of them."""
         params = self.flow.params
+        self.flow.use_masks(0)
         if self.average is not None:
             self.average.swap()
         if params.state_table:
@@ -321,8 +335,11 @@ def fit(
     ShapeError, CheckpointError or ConfigurationError.
     """
     flow.bijection.check_memory(as_memory(options.memory))
-    train_data = Data.on(flow, train, context)
-    validation_data = None if validation is None else Data.on(flow, validation, validation_context)
+    integers = options.integers
+    train_data = Data.on(flow, train, context, integers)
+    validation_data = None
+    if validation is not None:
+        validation_data = Data.on(flow, validation, validation_context, integers)
     trainer = Trainer(flow, options, len(train_data.rows))
     history = _open_run(trainer, Path(out) if out is not None else None, resume)
     progress = trainer.progress

@@ -18,6 +18,7 @@ FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 # The page that derives what each module computes.
 DERIVATIONS = {
+    "npflow/bijections/autoregressive.py": "autoregressive.md",
     "npflow/bijections/batchnorm.py": "batch_norm.md",
     "npflow/bijections/bijection.py": "how_to_write_a_layer.md",
     "npflow/bijections/chain.py": "chain_and_memory.md",
@@ -26,12 +27,16 @@ DERIVATIONS = {
     "npflow/bijections/inverse.py": "inverse.md",
     "npflow/bijections/masks.py": "affine_coupling.md",
     "npflow/bijections/permutation.py": "permutation.md",
+    "npflow/bijections/planar.py": "planar.md",
     "npflow/bijections/preprocess.py": "logit.md",
+    "npflow/bijections/radial.py": "radial.md",
     "npflow/bijections/scale.py": "scale.md",
     "npflow/distributions.py": "distributions.md",
     "npflow/elementwise/additive.py": "additive_coupling.md",
     "npflow/elementwise/affine.py": "affine_coupling.md",
     "npflow/elementwise/elementwise.py": "how_to_write_a_layer.md",
+    "npflow/elementwise/rational_quadratic.py": "rational_quadratic.md",
+    "npflow/networks/made.py": "made.md",
     "npflow/networks/mlp.py": "mlp.md",
     "npflow/optim.py": "optimizer.md",
     "npflow/random.py": "random_numbers.md",

@@ -134,6 +134,20 @@ def test_configurations(name, configuration, tmp_path):
     assert np.isfinite(summary_of(tmp_path / "out")["test_nll"])
 
 
+CHOICES = [
+    ("toy_spline", ("--model", "autoregressive")),
+    ("toy_maf_iaf", ("--dataset", "parabola")),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "choice"), CHOICES)
+def test_other_choices(name, choice, tmp_path):
+    arguments = ["--smoke", "--epochs", 1, *choice, "--out", tmp_path / "out"]
+    run(FOLDER / f"{name}.py", *arguments, folder=tmp_path)
+    assert np.isfinite(summary_of(tmp_path / "out")["test_nll"])
+
+
 def test_interrupted_and_resumed(tmp_path):
     """Ctrl-C: status 130 and one line that says how to go on; then the same end as without it."""
     script = FOLDER / "mnist_nice.py"

@@ -15,12 +15,24 @@ import pytest
 from cases import CASES
 
 from npflow import testing
-from npflow.bijections import BatchNorm, Chain, Coupling, Inverse, Permutation, Scale
-from npflow.elementwise import Additive, Affine
+from npflow.bijections import (
+    BatchNorm,
+    Chain,
+    Coupling,
+    Inverse,
+    MaskedAutoregressive,
+    Permutation,
+    Planar,
+    Radial,
+    Scale,
+    planar,
+    radial,
+)
+from npflow.elementwise import Additive, Affine, RationalQuadratic
 from npflow.errors import CheckError
 from npflow.kernels import reference
-from npflow.kernels.reference import linear
-from npflow.networks import MLP
+from npflow.kernels.reference import linear, masked_linear, rational_quadratic
+from npflow.networks import MADE, MLP
 
 
 class Edit(NamedTuple):
@@ -108,6 +120,49 @@ ADDITIVE = [
     plant("gradients", Additive, "backward", "dz.copy()", "0 * dz"),
     plant("gradients", Additive, "inverse_backward", "-dx", "dx.copy()"),
 ]
+ONE_BIN = [  # what the identity can show
+    plant("inverse", reference, "rational_quadratic_forward", "bin.y0 + ", "1.01 * "),
+    plant("inverse", reference, "rational_quadratic_inverse", "bin.x0 + ", "1.01 * "),
+    plant("log_det", reference, "rational_quadratic_forward", "at.q, x)", "at.q, 2 * x)"),
+    plant("gradients", rational_quadratic, "_dparams", "(dsizes - mean)", "dsizes"),
+]
+SPLINE_MAP = [
+    *ONE_BIN,
+    plant("inverse", RationalQuadratic, "inverse", "Cache(x", "Cache(z"),
+    Mutation(  # the same wrong slope in both log-dets
+        "log_det", (Edit(rational_quadratic, "_evaluate", "+ 2 * s * xi", "+ s * xi"),)
+    ),
+    plant("log_det", rational_quadratic, "_evaluate", "(p * ratio)", "p"),
+    plant("inverse", reference, "rational_quadratic_forward", "np.log(", "-np.log("),
+    plant("inverse", reference, "rational_quadratic_inverse", "4 * s", "2 * s"),
+    plant("gradients", reference, "rational_quadratic_backward", "dz * at.slope", "dz"),
+    plant("gradients", reference, "rational_quadratic_backward", " + dlog * curvature", ""),
+    plant(
+        "gradients", reference, "rational_quadratic_backward", "(inside, dx, dz)", "(x < x, dz, dx)"
+    ),
+    plant("gradients", reference, "rational_quadratic_inverse_backward", "- dlog", "+ dlog"),
+    plant("gradients", reference, "rational_quadratic_inverse_backward", "-_dparams", "_dparams"),
+    plant(
+        "gradients", reference, "rational_quadratic_inverse_backward", "/ at.slope", "* at.slope"
+    ),
+    plant("gradients", rational_quadratic, "_expand", "2 * half", "half"),
+    plant("gradients", rational_quadratic, "_dparams", "dh * (d1", "0 * (d1"),
+    plant("gradients", rational_quadratic, "_dparams", "(1 / s +", "("),
+    plant("gradients", rational_quadratic, "_dparams", "dh * (1 - q)", "dh"),
+    plant("gradients", rational_quadratic, "_dparams", "eta * eta / p - 2 * mix", "eta * eta / p"),
+    plant("gradients", rational_quadratic, "_dparams", "-dh * q", "dh * q"),
+    plant("gradients", rational_quadratic, "_dparams", "-dx * xi", "0 * dx"),
+    plant("gradients", rational_quadratic, "_dparams", "- ds * s", "+ ds * s"),
+    plant("gradients", rational_quadratic, "_dparams", "dz * q + ds", "ds"),
+    plant("gradients", rational_quadratic, "_dparams", "k < index", "k > index"),
+    plant("gradients", rational_quadratic, "_dparams", "dd0 * _sigmoid", "dd0 + 0 * _sigmoid"),
+    plant("gradients", rational_quadratic, "_dparams", "inner + 1 == index", "inner + 2 == index"),
+]
+SPLINE = COUPLING + SPLINE_MAP
+MANY_BINS = [
+    *SPLINE,
+    plant("inverse", reference, "rational_quadratic_inverse", "axis=1)\n    q", "axis=0)\n    q"),
+]
 PERMUTATION = [
     plant("inverse", Permutation, "inverse", ".permute(z, self._undo)", ".permute(z, [0] * 5)"),
     plant("log_det", Permutation, "forward", "xp.zeros", "xp.ones"),
@@ -170,6 +225,51 @@ LOGIT = [
     plant("gradients", reference, "logit_inverse_backward", "- dlog_det[", "+ dlog_det["),
     plant("log_det", reference, "logit_inverse_backward", "4 * slope", "slope"),
 ]
+PLANAR = [
+    plant("log_det", planar, "_slope", "(1 - h * h) * s", "(1 - h) * s"),
+    plant("log_det", Planar, "_push", "(s - 1 - w_u)", "(s - w_u)"),
+    plant("inverse", Planar, "inverse", "-self.backend.xp.log(", "self.backend.xp.log("),
+    plant("inverse", Planar, "inverse", "PlanarCache(x", "PlanarCache(z"),
+    plant("inverse", planar, "solve", "+ s * h", "+ h"),
+    plant("inverse", planar, "solve", "range(ITERATIONS)", "range(2)"),
+    plant("inverse", planar, "solve", "xp.copysign(v, c)", "v"),
+    plant("inverse", planar, "_less_tanh", "7 + v2", "6 + v2"),
+    plant("gradients", Planar, "backward", "dlog_det / _slope(h, s)", "dlog_det"),
+    plant("gradients", Planar, "backward", " + dlog_q * 2 * h * (1 - s)", ""),
+    plant("gradients", Planar, "backward", "dx = dz + dv", "dx = dz - dv"),
+    plant("gradients", Planar, "backward", "(ds + dfactor)", "dfactor"),
+    plant("gradients", Planar, "backward", "expm1(-s) - dfactor", "expm1(-s)"),
+    plant("gradients", Planar, "backward", "u.grad += du_hat + dw_u * w", "u.grad += du_hat"),
+    plant("gradients", Planar, "backward", " + dw_u * u", ""),
+    plant("gradients", Planar, "backward", " - 2 * factor * dfactor * w", ""),
+    plant("gradients", Planar, "backward", "w.grad += dv", "w.grad[...] = dv"),
+    plant("gradients", Planar, "backward", "b.grad += dv", "b.grad -= dv"),
+    plant("gradients", Planar, "inverse_backward", "/ q * (dx", "* (dx"),
+    plant("gradients", Planar, "inverse_backward", "dlog_det / q", "-dlog_det / q"),
+    plant("gradients", Planar, "inverse_backward", "-dz, -dlog_det", "-dz, dlog_det"),
+]
+RADIAL = [
+    plant("log_det", radial, "_stretch", "r + 2 * alpha", "r + alpha"),
+    plant("log_det", Radial, "_log_det", "(self.features - 1) * ", ""),
+    plant("log_det", Radial, "_log_det", " + xp.log(q)", ""),
+    plant("inverse", Radial, "inverse", "-self._log_det(r)", "self._log_det(r)"),
+    plant("inverse", Radial, "inverse", "RadialCache(x", "RadialCache(z"),
+    plant("inverse", Radial, "inverse", "twice / 2", "twice"),
+    plant("inverse", Radial, "inverse", "2 * xp.sqrt(alpha * y)", "xp.sqrt(alpha * y)"),
+    plant("gradients", Radial, "backward", " + dlog_det * (d.shape[1] - 1) / g", ""),
+    plant("gradients", Radial, "backward", " + dlog_q * 2 * alpha)", ")"),
+    plant("gradients", Radial, "backward", " + dr[:, None] * ray", ""),
+    plant("gradients", Radial, "backward", " + dlog_q * alpha", ""),
+    plant("gradients", Radial, "backward", " - 2 * dlog_det / width", ""),
+    plant("gradients", Radial, "backward", "(dz - dx)", "dz"),
+    plant("gradients", Radial, "backward", "x0.grad +=", "x0.grad[...] ="),
+    plant("gradients", Radial, "backward", " * -xp.expm1(-alpha)", ""),
+    plant("gradients", Radial, "backward", " * -xp.expm1(-s)", ""),
+    plant("gradients", Radial, "inverse_backward", "- along / g", ""),
+    plant("gradients", Radial, "inverse_backward", "- dlog_det *", "+ dlog_det *"),
+    plant("gradients", Radial, "inverse_backward", " - 1) / (g", " - 2) / (g"),
+    plant("gradients", Radial, "inverse_backward", "-dz, -dlog_det", "dz, -dlog_det"),
+]
 SCALE = [
     plant("log_det", Scale, "_log_det", "sign * x[0].size", "sign"),
     plant("inverse", Scale, "_log_det", "sign * x[0].size", "x[0].size"),
@@ -192,6 +292,110 @@ INVERSE = [
     plant("gradients", Inverse, "inverse_backward", ".backward(", ".inverse_backward("),
     plant("inverse", Inverse, "inverse", ".forward(", ".inverse("),
 ]
+STORED_MASKED = [
+    plant("gradients", reference, "masked_linear_backward", "dweight += pro", "dweight[...] = pro"),
+]
+MASKED_LINEAR = [
+    plant("gradients", reference, "masked_linear_backward", "product * mask", "product"),
+    plant("gradients", masked_linear, "linear_backward", "dbias += da", "dbias += 0 * da"),
+    plant("gradients", MaskedAutoregressive, "backward", "dx += dx_network", "pass"),
+    plant("gradients", MaskedAutoregressive, "inverse_backward", "(cache.map, v", "(cache.map, dx"),
+    plant("gradients", MaskedAutoregressive, "inverse_backward", "network, dp", "network, 0 * dp"),
+    plant("inverse", reference, "autoregressive_inverse", " + biases[-1][own]", ""),
+    plant("gradients", reference, "autoregressive_inverse_backward", "features:] = dx", "0:] = 0"),
+    plant(
+        "gradients",
+        reference,
+        "autoregressive_inverse_backward",
+        "+= dparams @ weights",
+        "-= dparams @ weights",
+    ),
+]
+MASKED = [
+    *MASKED_LINEAR,
+    plant("gradients", masked_linear, "linear_backward", "x.T @ da", "x.T @ dy"),
+    plant(
+        "inverse",
+        reference,
+        "autoregressive_inverse",
+        "h[:, k] = _act(a, activation)",
+        "h[:, k] = a",
+    ),
+    plant(
+        "inverse",
+        reference,
+        "autoregressive_inverse",
+        "else ends[layer][i - 1]",
+        "else ends[layer][i - 1] + 1",
+    ),
+    plant(
+        "gradients",
+        reference,
+        "autoregressive_inverse_backward",
+        "else ends[layer][i - 1]",
+        "else ends[layer][i - 1] + 1",
+    ),
+    plant(
+        "gradients",
+        reference,
+        "autoregressive_inverse_backward",
+        "* _act_derivative(",
+        "+ _act_derivative(",
+    ),
+]
+MASKED_TANH = [
+    *MASKED,
+    plant("gradients", linear, "_act_derivative", "(1 - y) * (1 + y)", "1 - y"),
+]
+MASKED_CONTEXT = [
+    plant(
+        "gradients",
+        MADE,
+        "_part",
+        "contiguous(dinputs[:, : self.context])",
+        "0 * dinputs[:, : self.context]",
+    ),
+]
+DIRECT = [
+    plant("gradients", MADE, "backward", "dy + dinputs if", "dy if"),
+    plant(
+        "inverse",
+        reference,
+        "autoregressive_inverse",
+        "inputs[:, :known] @ direct",
+        "0 * inputs[:, :known] @ direct",
+    ),
+    plant(
+        "gradients",
+        reference,
+        "autoregressive_inverse_backward",
+        "dparams @ direct",
+        "0 * dparams @ direct",
+    ),
+]
+RANDOM_ORDER = [
+    plant("inverse", MADE, "inverse", "self._by_feature(params, masks)", "params"),
+    plant("gradients", MADE, "inverse_backward", "self._by_place(dx, masks)", "dx"),
+    plant(
+        "gradients",
+        MADE,
+        "_part",
+        "return self._by_feature(dinputs, masks), None",
+        "return dinputs, None",
+    ),
+]
+AGNOSTIC = [
+    plant(
+        "gradients", MADE, "_gradient", "parameter.grad[index] += found", "parameter.grad += found"
+    ),
+    plant(
+        "gradients",
+        MADE,
+        "_gradient",
+        "parameter.grad[index] += found",
+        "parameter.grad[index] = found",
+    ),
+]
 
 MUTATIONS: dict[str, list[Mutation]] = {
     "additive-half": ADDITIVE + TANH,
@@ -208,6 +412,11 @@ MUTATIONS: dict[str, list[Mutation]] = {
     "affine-elu": NETWORK + ELU,
     "affine-linear-conditioner": PRODUCT,
     "affine-wide": TANH,
+    "spline-half": SPLINE + TANH,
+    "spline-parity": MANY_BINS + TANH,
+    "spline-one-bin": ONE_BIN,
+    "spline-relu": SPLINE + NETWORK + RELU,
+    "spline-context": SPLINE + TANH + CONTEXT,
     "reverse": PERMUTATION,
     "swap-halves": NOT_AN_INVOLUTION,
     "shuffle": NOT_AN_INVOLUTION,
@@ -216,7 +425,21 @@ MUTATIONS: dict[str, list[Mutation]] = {
     "batch-norm": BATCH_NORM + BATCH_NORM_TRAINING,
     "logit-pixels": LOGIT,
     "logit-unit": LOGIT,
+    "planar": PLANAR,
+    "radial": RADIAL,
     "scale": SCALE,
+    "autoregressive": MASKED_TANH + STORED_MASKED,
+    "autoregressive-additive": MASKED_TANH + STORED_MASKED,
+    "autoregressive-context": MASKED_TANH + MASKED_CONTEXT,
+    "autoregressive-direct": MASKED_TANH + MASKED_CONTEXT + DIRECT,
+    "autoregressive-linear": MASKED_LINEAR,
+    "autoregressive-deep": MASKED_TANH + STORED_MASKED,
+    "autoregressive-spline": MASKED_TANH + SPLINE_MAP,
+    "autoregressive-relu": MASKED + RELU,
+    "autoregressive-elu": MASKED + ELU,
+    "autoregressive-random-order": MASKED_TANH + RANDOM_ORDER,
+    "autoregressive-agnostic": MASKED_TANH + MASKED_CONTEXT + DIRECT + AGNOSTIC,
+    "inverse-autoregressive": INVERSE + MASKED_TANH,
     "chain": CHAIN + LEARNED_BOUND + ADDITIVE,
     "chain-context": CHAIN_CONTEXT,
     "chain-nested": CHAIN + SCALE,

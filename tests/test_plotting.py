@@ -158,3 +158,30 @@ def test_density_and_morph_are_drawn(tmp_path):
     plotting.morph(stages, quadrants, tmp_path / "morph.png")
     picture = imread(tmp_path / "morph.png")
     assert (picture[..., :3].std(axis=-1) > 0.1).any()
+
+
+def test_densities_share_one_scale(tmp_path):
+    """The second density is half the first: nowhere is its panel as dark."""
+    values = np.exp(-(plotting.grid((-3, 3, -3, 3), 40) ** 2).sum(axis=1) / 2).reshape(40, 40)
+    points = np.zeros((1, 2))
+    panels = {"first": (values, points), "second": (values / 2, points)}
+    plotting.densities(panels, tmp_path / "a.png", (-3, 3, -3, 3))
+    picture = imread(tmp_path / "a.png")[..., :3]
+    upper = picture[picture.shape[0] // 10 : picture.shape[0] // 2]
+    width = picture.shape[1]
+    # Blue alone: axes and letters are grey, and the darkest ink is dark blue.
+    ink = np.where(upper.std(axis=-1) > 0.05, upper.mean(axis=-1), 1.0)
+    first, second = ink[:, : width // 2].min(), ink[:, width // 2 :].min()
+    assert first < 0.15 < 0.3 < second
+
+
+@pytest.mark.parametrize("panels", [1, 5])
+def test_functions_and_their_knots_are_drawn(tmp_path, panels):
+    x = np.linspace(-1, 1, 50)
+    one = plotting.Function("cube", x, x**3, np.array([-1.0, 0.0, 1.0]))
+    other = plotting.Function("twice", x, 2 * x, np.array([0.5]))
+    path = tmp_path / "a.png"
+    plotting.functions({f"layer {k}": [one, other] for k in range(panels)}, path)
+    assert has_colour(path, plotting.BLUE) and has_colour(path, plotting.VERMILION)
+    height, width = imread(path).shape[:2]
+    assert width / height == pytest.approx(2.8 * min(panels, 4) / (3 * -(-panels // 4)), rel=0.01)

@@ -3,62 +3,20 @@
 Arguments: features hidden couplings batch steps. Prints one JSON line a system.
 """
 
-import json
-import statistics
 import sys
-import time
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
-import paramax
 from flowjax.bijections import Affine
 from flowjax.distributions import Normal
 from flowjax.flows import coupling_flow
+from timing_jax import time_flowjax, time_loss
 
 FEATURES, HIDDEN, COUPLINGS, BATCH, STEPS = map(int, sys.argv[1:])
 HALF = FEATURES // 2
 REST = FEATURES - HALF
 key = jax.random.key(0)
 x = jax.random.normal(key, (BATCH, FEATURES))
-
-
-def report(system, parameters, loss):
-    optimizer = optax.adam(1e-4)
-    count = sum(p.size for p in jax.tree.leaves(parameters))
-    carry = (parameters, optimizer.init(parameters))
-
-    @jax.jit
-    def update(parameters, state, x):
-        value, grads = jax.value_and_grad(loss)(parameters, x)
-        updates, state = optimizer.update(grads, state, parameters)
-        return optax.apply_updates(parameters, updates), state, value
-
-    def step():
-        nonlocal carry
-        *carry, value = update(*carry, x)
-        value.block_until_ready()
-
-    density = jax.jit(loss)
-    result = {
-        "system": system,
-        "parameters": count,
-        "step_ms": median_ms(step),
-        "density_ms": median_ms(lambda: density(parameters, x).block_until_ready()),
-    }
-    print(json.dumps(result), flush=True)
-
-
-def median_ms(function):
-    for _ in range(3):
-        function()
-    times = []
-    for _ in range(STEPS):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
 
 
 def by_hand():
@@ -84,7 +42,7 @@ def by_hand():
         log_prob = -0.5 * (z * z).sum(1) - 0.5 * FEATURES * 1.8378770664093453 + log_det
         return -log_prob.mean()
 
-    report("JAX by hand, jit", networks, loss)
+    time_loss("JAX by hand, jit", networks, loss, x, STEPS)
 
 
 def flowjax():
@@ -96,14 +54,7 @@ def flowjax():
         nn_width=HIDDEN,
         nn_depth=2,
     )
-    parameters, static = eqx.partition(
-        flow, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, paramax.NonTrainable)
-    )
-
-    def loss(parameters, x):
-        return -paramax.unwrap(eqx.combine(parameters, static)).log_prob(x).mean()
-
-    report("FlowJAX", parameters, loss)
+    time_flowjax(flow, x, STEPS)
 
 
 by_hand()

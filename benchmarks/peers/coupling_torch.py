@@ -3,52 +3,16 @@
 Arguments: features hidden couplings batch steps. Prints one JSON line a system.
 """
 
-import json
-import statistics
 import sys
-import time
 
 import torch
+from timing_torch import time_flow
 
 FEATURES, HIDDEN, COUPLINGS, BATCH, STEPS = map(int, sys.argv[1:])
 HALF = FEATURES // 2
 REST = FEATURES - HALF
 torch.manual_seed(0)
 x = torch.randn(BATCH, FEATURES)
-
-
-def report(system, log_prob, parameters):
-    parameters = list(parameters)
-    optimizer = torch.optim.Adam(parameters, lr=1e-4)
-
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        loss = -log_prob(x).mean()
-        loss.backward()
-        optimizer.step()
-
-    def density():
-        with torch.no_grad():
-            log_prob(x)
-
-    result = {
-        "system": system,
-        "parameters": sum(p.numel() for p in parameters),
-        "step_ms": median_ms(step),
-        "density_ms": median_ms(density),
-    }
-    print(json.dumps(result), flush=True)
-
-
-def median_ms(function):
-    for _ in range(3):
-        function()
-    times = []
-    for _ in range(STEPS):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
 
 
 class MLP(torch.nn.Sequential):
@@ -86,7 +50,7 @@ class RealNVP(torch.nn.Module):
 
 def compiled():
     model = RealNVP()
-    report("torch.compile", torch.compile(model), model.parameters())
+    time_flow("torch.compile", torch.compile(model), model.parameters(), x, STEPS)
 
 
 def normflows():
@@ -99,7 +63,7 @@ def normflows():
         flows.append(nf.flows.Permute(FEATURES, mode="swap"))
     base = nf.distributions.base.DiagGaussian(FEATURES, trainable=False)
     model = nf.NormalizingFlow(base, flows)
-    report("normflows", model.log_prob, model.parameters())
+    time_flow("normflows", model.log_prob, model.parameters(), x, STEPS)
 
 
 def nflows():
@@ -113,17 +77,17 @@ def nflows():
     model = flows.Flow(
         transforms.CompositeTransform(layers), distributions.StandardNormal([FEATURES])
     )
-    report("nflows", model.log_prob, model.parameters())
+    time_flow("nflows", model.log_prob, model.parameters(), x, STEPS)
 
 
 def zuko():
     import zuko
 
     model = zuko.flows.NICE(FEATURES, transforms=COUPLINGS, hidden_features=(HIDDEN, HIDDEN))
-    report("zuko", lambda x: model().log_prob(x), model.parameters())
+    time_flow("zuko", lambda x: model().log_prob(x), model.parameters(), x, STEPS)
 
 
 eager = RealNVP()
-report("torch by hand, eager", eager, eager.parameters())
+time_flow("torch by hand, eager", eager, eager.parameters(), x, STEPS)
 for peer in (compiled, normflows, nflows, zuko):
     peer()

@@ -1,5 +1,5 @@
-// Log-densities of factorised base distributions; formulas in reference/densities.py.
-// z, dz (batch, d); log_prob, dlog_prob (batch,). One block a row in all kernels.
+// Log-densities of factorised distributions; formulas in reference/densities.py.
+// z, dz, x, logits, dlogits (batch, d); log_prob, dlog_prob (batch,). One block a row in all kernels.
 
 #include "common.cuh"
 
@@ -44,4 +44,29 @@ __global__ void logistic_log_prob_backward(
     for (long long row = blockIdx.x; row < batch; row += gridDim.x)
         for (long long j = threadIdx.x; j < d; j += blockDim.x)
             dz[row * d + j] = -tanh(z[row * d + j] / 2) * dlog_prob[row];
+}
+
+template <typename T>
+__global__ void bernoulli_log_prob(
+    const T* x, const T* logits, T* log_prob, long long batch, long long d) {
+    for (long long row = blockIdx.x; row < batch; row += gridDim.x) {
+        double sum = 0;
+        for (long long j = threadIdx.x; j < d; j += blockDim.x) {
+            const T logit = logits[row * d + j];
+            sum += x[row * d + j] * logit - (logit < 0 ? 0 : logit) - log1p(exp(-fabs(logit)));
+        }
+        sum = block_sum(sum);
+        if (threadIdx.x == 0) log_prob[row] = T(sum);
+    }
+}
+
+template <typename T>
+__global__ void bernoulli_backward(
+    const T* x, const T* logits, const T* dlog_prob, T* dlogits, long long batch, long long d) {
+    for (long long row = blockIdx.x; row < batch; row += gridDim.x)
+        for (long long j = threadIdx.x; j < d; j += blockDim.x) {
+            const T e = exp(-fabs(logits[row * d + j]));
+            const T probability = (logits[row * d + j] < 0 ? e : 1) / (1 + e);
+            dlogits[row * d + j] = (x[row * d + j] - probability) * dlog_prob[row];
+        }
 }

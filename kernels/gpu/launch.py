@@ -9,6 +9,7 @@ kernel states its parameters once, and a call that does not fit is a TypeError:
     scale(x.dtype, per_element(x.size), x, 0.5, x.size)             # scale<float> or scale<double>
 """
 
+import re
 from collections.abc import Callable
 from importlib.resources import files
 from numbers import Integral, Real
@@ -22,12 +23,18 @@ REAL = "a real number"  # T
 ARRAY = "an array of reals"  # T*
 INDICES = "an array of indices"  # long long*
 DOUBLES = "an array of doubles"  # double*, whatever T is
+ARRAYS = "a tuple of arrays of reals"  # Arrays<T> of arrays.cuh, passed by value
+INDEX_ARRAYS = "a tuple of arrays of indices"  # Arrays<long long>
 
 Kind = str | type[np.generic]
 Launch = tuple[tuple[int, ...], tuple[int, ...]]  # (grid, block)
 
 _SOURCES = files("npflow.kernels") / "cuda"
+_INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 _ARRAY_DTYPES = {INDICES: np.dtype(np.int64), DOUBLES: np.dtype(np.float64)}
+_ELEMENTS = {ARRAYS: ARRAY, INDEX_ARRAYS: INDICES}
+_MAX_ARRAYS = 16  # as in arrays.cuh
+_POINTERS = np.dtype([("at", np.uint64, (_MAX_ARRAYS,))])
 _TYPE_NAMES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 
 
@@ -82,21 +89,44 @@ class Family:
     def _function(self, name: str, dtype: np.dtype) -> Callable[..., None]:
         real = _TYPE_NAMES[dtype]
         if dtype not in self._modules:
-            # The header goes into the text: CuPy's cache of binaries would not see it change.
-            common = (_SOURCES / "common.cuh").read_text()
-            source = (_SOURCES / f"{self.name}.cu").read_text()
             self._modules[dtype] = cupy.RawModule(
-                code=source.replace('#include "common.cuh"', common),
+                code=read_source(f"{self.name}.cu"),
                 options=("-std=c++17",),
                 name_expressions=[f"{kernel}<{real}>" for kernel in self._kernels],
             )
         return self._modules[dtype].get_function(f"{name}<{real}>")
 
 
+def read_source(name: str) -> str:
+    """The text of cuda/<name> with that of our headers in the place of their first #include.
+
+    They go into the text because CuPy's cache of binaries would not see a header change.
+    """
+    included = set()
+
+    def expand(name: str) -> str:
+        included.add(name)
+        return _INCLUDE.sub(
+            lambda include: "" if include[1] in included else expand(include[1]),
+            (_SOURCES / name).read_text(),
+        )
+
+    return expand(name)
+
+
 def _checked(
     label: str, kind: Kind, argument: object, dtype: np.dtype
 ) -> cupy.ndarray | np.generic:
     """The argument as the kernel's parameter needs it, or a TypeError that begins with label."""
+    if kind in _ELEMENTS:
+        if not isinstance(argument, tuple) or len(argument) > _MAX_ARRAYS:
+            given = f"{len(argument)} arrays" if isinstance(argument, tuple) else repr(argument)
+            raise TypeError(f"{label} is {given}; expected a tuple of up to {_MAX_ARRAYS} arrays")
+        pointers = np.zeros((), _POINTERS)
+        for i, array in enumerate(argument):
+            _checked(f"{label}[{i}]", _ELEMENTS[kind], array, dtype)
+            pointers["at"][i] = array.data.ptr
+        return pointers[()]
     if kind == ARRAY or kind in _ARRAY_DTYPES:
         wanted = _ARRAY_DTYPES.get(kind, dtype)
         if not isinstance(argument, cupy.ndarray):

@@ -1,6 +1,7 @@
 """The kernels in plain NumPy: the specification that the other two versions are tested against."""
 
 from .affine import affine_backward, affine_forward, affine_inverse, affine_inverse_backward
+from .autoregressive import autoregressive_inverse, autoregressive_inverse_backward
 from .batch_norm import (
     batch_norm_backward,
     batch_norm_forward,
@@ -10,6 +11,8 @@ from .batch_norm import (
 )
 from .columns import merge, permute, split
 from .densities import (
+    bernoulli_backward,
+    bernoulli_log_prob,
     logistic_log_prob,
     logistic_log_prob_backward,
     normal_log_prob,
@@ -23,5 +26,13 @@ from .diagonal import (
 )
 from .linear import linear_backward, linear_forward
 from .logit import logit_backward, logit_forward, logit_inverse, logit_inverse_backward
+from .masked_linear import masked_linear_backward, masked_linear_forward
+from .mixture import mixture_backward, mixture_log_prob
 from .optimizer import adam_step, ema_update, global_norm
 from .random import normal, uniform
+from .rational_quadratic import (
+    rational_quadratic_backward,
+    rational_quadratic_forward,
+    rational_quadratic_inverse,
+    rational_quadratic_inverse_backward,
+)

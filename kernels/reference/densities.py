@@ -1,6 +1,6 @@
-"""Log-densities of factorised base distributions, summed over features, and their gradients.
+"""Log-densities of factorised distributions, summed over features, and their gradients.
 
-Shapes: z, dz (B, D); log_prob, dlog_prob (B,). In nats.
+Shapes: z, dz, x, logits, dlogits (B, D); log_prob, dlog_prob (B,). In nats.
 """
 
 import math
@@ -27,3 +27,15 @@ def logistic_log_prob(z):
 def logistic_log_prob_backward(z, dlog_prob):
     """dz = -tanh(z / 2) dlog_prob."""
     return -np.tanh(z / 2) * dlog_prob[:, None]
+
+
+def bernoulli_log_prob(x, logits):
+    """x in {0, 1} of probability sigmoid(logits): sum_j x_j l_j - log(1 + e^l_j)."""
+    softplus_rest = np.log1p(np.exp(-np.abs(logits)))
+    return (x * logits - np.maximum(logits, 0) - softplus_rest).sum(axis=1)
+
+
+def bernoulli_backward(x, logits, dlog_prob):
+    """dlogits = (x - sigmoid(logits)) dlog_prob."""
+    e = np.exp(-np.abs(logits))
+    return (x - np.where(logits >= 0, 1, e) / (1 + e)) * dlog_prob[:, None]

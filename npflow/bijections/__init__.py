@@ -1,5 +1,6 @@
 """Invertible layers: see bijection.py for the protocol."""
 
+from .autoregressive import MaskedAutoregressive
 from .batchnorm import BatchNorm
 from .bijection import Bijection
 from .chain import Chain, Memory
@@ -8,7 +9,9 @@ from .diagonal import Diagonal
 from .inverse import Inverse
 from .masks import checkerboard, half, parity
 from .permutation import Permutation, reverse, shuffle, swap_halves
-from .preprocess import Logit, dequantize
+from .planar import Planar
+from .preprocess import Logit, binarize, dequantize
+from .radial import Radial
 from .scale import Scale
 
 __all__ = [
@@ -19,9 +22,13 @@ __all__ = [
     "Diagonal",
     "Inverse",
     "Logit",
+    "MaskedAutoregressive",
     "Memory",
     "Permutation",
+    "Planar",
+    "Radial",
     "Scale",
+    "binarize",
     "checkerboard",
     "dequantize",
     "half",

@@ -82,3 +82,19 @@ def dequantize(
     """
     noise = random.uniform(backend, values.shape, seed, stream, step)
     return backend.xp.add(values, noise, dtype=backend.dtype)
+
+
+def binarize(
+    backend: Backend,
+    values: Array,
+    seed: int,
+    step: int,
+    stream: random.Stream = random.Stream.DEQUANTIZE,
+) -> Array:
+    """x in {0, 1}, 1 with probability v / 255, drawn anew for every (seed, stream, step).
+
+    "Dynamic" binarisation of grey values (Salakhutdinov and Murray, 2008, draw once and keep it;
+    with new draws every epoch likelihoods read one or two nats better).
+    """
+    noise = random.uniform(backend, values.shape, seed, stream, step)
+    return (255 * noise < values).astype(backend.dtype)

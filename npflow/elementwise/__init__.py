@@ -3,5 +3,6 @@
 from .additive import Additive
 from .affine import Affine
 from .elementwise import ElementwiseMap
+from .rational_quadratic import RationalQuadratic
 
-__all__ = ["Additive", "Affine", "ElementwiseMap"]
+__all__ = ["Additive", "Affine", "ElementwiseMap", "RationalQuadratic"]

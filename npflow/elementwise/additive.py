@@ -25,6 +25,10 @@ class Additive(ElementwiseMap):
 
     features: int
     parameters_per_feature = 1
+    sequential = "additive"
+
+    def constants(self):
+        return self.backend.xp.zeros((0, self.features), self.backend.dtype)
 
     def forward(self, x, params):
         return x + params, self.backend.xp.zeros(len(x), x.dtype), AdditiveCache()

@@ -43,6 +43,7 @@ class Affine(ElementwiseMap):
     bound: float = 1.0
     learn_bound: bool = True
     parameters_per_feature = 2
+    sequential = "affine"
 
     def __post_init__(self):
         kind = Parameter if self.learn_bound else State
@@ -52,6 +53,9 @@ class Affine(ElementwiseMap):
         fixed = self.backend.xp.zeros(self.features, self.backend.dtype)
         bounds = self.bounds  # the gradient of fixed ones is never read
         self._dbounds = bounds.grad if isinstance(bounds, Parameter) else fixed
+
+    def constants(self):
+        return self.bounds.value[None, :]
 
     def forward(self, x, params):
         z, log_det, tanh = self.backend.kernels.affine_forward(x, params, self.bounds.value)

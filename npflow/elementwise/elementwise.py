@@ -21,7 +21,12 @@ class ElementwiseMap(Component):
     """An invertible map of every feature by itself; all-zero params make it the identity."""
 
     features: int
-    parameters_per_feature: ClassVar[int]
+    parameters_per_feature: int
+    sequential: ClassVar[str]  # its name in the kernel that inverts feature by feature
+
+    def constants(self) -> Array:
+        """What that kernel needs besides params, (n, features)."""
+        raise NotImplementedError
 
     def forward(self, x: Array, params: Array) -> tuple[Array, Array, Any]:
         raise NotImplementedError

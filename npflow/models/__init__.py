@@ -1,6 +1,22 @@
 """Builders of whole flows, with the papers' configurations by name."""
 
+from .made import MADE_CONFIGURATIONS, ensemble_log_prob, made
+from .maf import MAF_CONFIGURATIONS, iaf, maf
 from .nice import NICE_CONFIGURATIONS, nice
 from .realnvp import REALNVP_CONFIGURATIONS, realnvp
+from .spline import SPLINE_CONFIGURATIONS, spline_coupling
 
-__all__ = ["NICE_CONFIGURATIONS", "REALNVP_CONFIGURATIONS", "nice", "realnvp"]
+__all__ = [
+    "MADE_CONFIGURATIONS",
+    "MAF_CONFIGURATIONS",
+    "NICE_CONFIGURATIONS",
+    "REALNVP_CONFIGURATIONS",
+    "SPLINE_CONFIGURATIONS",
+    "ensemble_log_prob",
+    "iaf",
+    "made",
+    "maf",
+    "nice",
+    "realnvp",
+    "spline_coupling",
+]

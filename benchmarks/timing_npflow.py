@@ -1,0 +1,36 @@
+"""Time an npflow flow: a training step and its parts, a density pass, and the first step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+from peers.timing import median_ms
+
+from npflow import Flow
+from npflow.optim import Adam
+
+
+def time_flow(build: Callable[[], Flow], x: np.ndarray, steps: int) -> tuple[Flow, dict]:
+    """The flow that build made, trained a little, and its timings."""
+    start = time.perf_counter()
+    flow = build()
+    adam = Adam(flow.params, 1e-4)
+
+    def step() -> None:
+        flow.loss_and_grad(x)
+        adam.step()
+
+    step()
+    first = time.perf_counter() - start
+    result = {
+        "parameters": flow.params.count,
+        "step_ms": median_ms(step, steps),
+        "clear_gradients_ms": median_ms(flow.params.zero_grads, steps),
+        "gradient_ms": median_ms(lambda: flow.loss_and_grad(x), steps),
+        "adam_ms": median_ms(adam.step, steps),
+        "density_ms": median_ms(lambda: flow.log_prob(x), steps),
+        "first_step_s": first,
+    }
+    return flow, result
