@@ -56,7 +56,7 @@ def train_and_report(options: Options, experiment: Experiment) -> None:
     model, settings = dict(experiment.model), dict(experiment.training)
     if options.smoke:
         model |= {"hidden": (32, 32)}
-        settings |= {"epochs": 2}
+        settings |= {"epochs": 2, "batch_size": 32}
     if options.epochs is not None:
         settings |= {"epochs": options.epochs}
     training = TrainingOptions(**settings, memory=options.memory, seed=options.seed)

@@ -13,6 +13,8 @@ So nearly all of the work is done by the large products before the panels. The g
 in the same way. Sums are taken in an order that depends neither on the batch nor on the threads.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import types
 from numba.core import cgutils
@@ -46,9 +48,8 @@ _FEW = 3  # rows of a product that are not worth a call of multiply
 _PRODUCTS = 128  # the unit of work of threads.run, see linear.py; half of them are skipped
 
 # Steps are so short that counting references to slices would take most of their time.
-_uncounted = register_jitable(
-    error_model="numpy", fastmath={"contract"}, forceinline=True, _nrt=False
-)
+_UNCOUNTED: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}, "_nrt": False}
+_uncounted = register_jitable(**_UNCOUNTED)
 
 
 @intrinsic
@@ -100,7 +101,7 @@ def _add_product(a, source, target):
         multiply(a, source[:, r : r + full], tiles, tiles, source[:, :0])
 
 
-@_uncounted
+@register_jitable(**_UNCOUNTED, forceinline=True)
 def _gather(weight, low, high, source, target, parts, first, last, rows, panel):
     """target += weight[low:high]^T source, for the columns first..last of each part.
 
@@ -272,7 +273,7 @@ def _inverse(start, stop, network, z, context, bias, map, constants, outputs):
     lanes = VECTOR_BYTES // z.itemsize
     size = offsets[-1] + z.shape[1]
     memory = np.empty(size * BLOCK * lanes, z.dtype)
-    panel = np.empty((np.max(np.diff(offsets)), VECTORS * lanes), z.dtype)
+    panel = np.empty((np.max(np.diff(offsets[:-1])), VECTORS * lanes), z.dtype)
     blocks = -(-(stop - start) // BLOCK)
     for block in range(blocks):
         top, bottom, width = _cut(start, stop, block, blocks, len(z), lanes)
@@ -352,13 +353,14 @@ def _inverse_backward(start, stop, network, dx, dlog_det, inputs, map, constants
 def autoregressive_inverse(
     z, context, weights, biases, direct, reaches, ends, activation, map, constants
 ):
-    network, z, context, constants = _prepare(
-        z, context, weights, direct, ends, activation, map, constants
-    )
-    features = len(constants)
+    network, constants = _prepare(weights, direct, ends, activation, map, constants)
+    features, sizes = len(constants), [weight.shape[1] for weight in weights]
+    numbers = 2 if map == "mixture" else 1
+    z, context, *biases = (np.ascontiguousarray(a) for a in (z, context, *biases))
+    _check((z, context), len(z), (numbers * features, len(weights[0]) - features))
+    _check([bias.reshape(1, -1) for bias in biases], 1, sizes)
     bias = np.concatenate([*biases[:-1], biases[-1].reshape(-1, features).T.reshape(-1)])
-    sizes = features, *(weight.shape[1] for weight in weights)
-    outputs = tuple(np.empty((len(z), size), z.dtype) for size in sizes)
+    outputs = tuple(np.empty((len(z), size), z.dtype) for size in (features, *sizes))
     _run(_inverse, network, z, context, bias, MAPS.index(map), constants, outputs)
     return outputs[0], outputs[1:-1], outputs[-1]
 
@@ -366,11 +368,13 @@ def autoregressive_inverse(
 def autoregressive_inverse_backward(
     dx, dlog_det, x, activations, params, weights, direct, reaches, ends, activation, map, constants
 ):
-    network, dx, _, constants = _prepare(
-        dx, x[:, : -dx.shape[1]], weights, direct, ends, activation, map, constants
-    )
+    if map in ("bernoulli", "mixture"):
+        raise ValueError(f"the map {map!r} has no gradient")
+    network, constants = _prepare(weights, direct, ends, activation, map, constants)
+    sizes = [len(weights[0]), *(weight.shape[1] for weight in weights)]
     inputs = tuple(np.ascontiguousarray(a) for a in (x, *activations, params))
-    dlog_det = np.ascontiguousarray(dlog_det).reshape(-1, 1)
+    dx, dlog_det = np.ascontiguousarray(dx), np.ascontiguousarray(dlog_det).reshape(-1, 1)
+    _check((*inputs, dx, dlog_det), len(dx), (*sizes, len(constants), 1))
     dx_total = np.empty_like(dx)
     _run(_inverse_backward, network, dx, dlog_det, inputs, MAPS.index(map), constants, dx_total)
     return dx_total
@@ -383,42 +387,51 @@ def _run(function, network, first, *others):
     run(function, vectors, work, network, first, *others)
 
 
-def _prepare(z, context, weights, direct, ends, activation, map, constants):
-    """The network as compiled code wants it, with contiguous z and context; constants (D, n).
+def _prepare(weights, direct, ends, activation, map, constants):
+    """The network as compiled code wants it, and constants (D, n).
 
     [context | x], the hidden layers and params follow one another in the state of a block of rows:
     layer l is rows offsets[l]..offsets[l + 1], of which the first counts[l, i + 1] are final before
     step i; counts[l, 0] = 0. All of it is checked: compiled code would read past the ends.
     """
-    z, context, direct = (np.ascontiguousarray(a) for a in (z, context, direct))
+    if map not in MAPS:
+        raise ValueError(f"unknown map {map!r}")
     weights = tuple(np.ascontiguousarray(weight) for weight in weights)
-    constants = np.ascontiguousarray(constants.T)
-    features = len(constants)
+    features = constants.shape[1]
     sizes = [len(weights[0]), *(weight.shape[1] for weight in weights)]
     counts = np.zeros((len(sizes), features + 2), np.int64)
     counts[0, 1:] = np.arange(sizes[0] - features, sizes[0] + 1)
     for count, end in zip(counts[1:-1], ends, strict=True):
         count[2:] = end
     counts[-1, 1:] = np.arange(features + 1)
-    parts = sizes[-1] // features
-    fits = (
-        len(z) == len(context)
-        and z.shape[1] % features == 0
-        and sizes[0] == context.shape[1] + features
-        and sizes[-1] == parts * features
-        and [len(weight) for weight in weights] == sizes[:-1]
-        and direct.shape in ((sizes[0], sizes[-1]), (0, sizes[-1]))
-        and all(counts[1:-1, -1] == sizes[1:-1])
-        and (np.diff(counts) >= 0).all()
-    )
-    if not fits:
+    parts, rest = divmod(sizes[-1], features)
+    suits = {
+        "additive": parts == 1,
+        "affine": parts == 2 and len(constants) == 1,
+        "rational_quadratic": parts % 3 == 2 and len(constants) == 1,
+        "bernoulli": parts == 1,
+        "mixture": parts % 3 == 0,
+    }
+    if (
+        not suits[map]
+        or rest
+        or any(len(weight) != size for weight, size in zip(weights, sizes, strict=False))
+        or direct.shape not in ((sizes[0], sizes[-1]), (0, sizes[-1]))
+        or any(counts[1:-1, -1] != sizes[1:-1])
+        or (np.diff(counts) < 0).any()
+    ):
         raise ValueError(
-            f"z {z.shape}, context {context.shape}, constants {constants.T.shape}, weights "
-            f"{[weight.shape for weight in weights]}, direct {direct.shape} and ends "
-            f"{[end.tolist() for end in ends]} do not fit together"
+            f"weights {[weight.shape for weight in weights]}, direct {direct.shape}, ends "
+            f"{[end.tolist() for end in ends]} and constants {constants.shape} do not fit together "
+            f"for the map {map!r}"
         )
-    if map not in MAPS:
-        raise ValueError(f"unknown map {map!r}")
     offsets = np.cumsum([0, *sizes])
-    network = weights, direct, offsets, counts, parts, _code(activation)
-    return network, z, context, constants
+    network = weights, np.ascontiguousarray(direct), offsets, counts, parts, _code(activation)
+    return network, np.ascontiguousarray(constants.T)
+
+
+def _check(arrays, rows, columns):
+    """Each array has these rows, and its number of columns."""
+    given, expected = [a.shape for a in arrays], [(rows, n) for n in columns]
+    if given != expected:
+        raise ValueError(f"shapes {given} do not fit; expected {expected}")
