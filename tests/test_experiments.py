@@ -118,30 +118,23 @@ def test_help(script, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-CONFIGURATIONS = [
-    ("mnist_nice", "paper"),
-    ("mnist_realnvp", "report"),
-    ("mnist_realnvp", "best"),
-    ("toy_realnvp", "report"),
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "configuration"), CONFIGURATIONS)
-def test_configurations(name, configuration, tmp_path):
-    arguments = ["--smoke", "--epochs", 1, "--config", configuration, "--out", tmp_path / "out"]
-    run(FOLDER / f"{name}.py", *arguments, folder=tmp_path)
-    assert np.isfinite(summary_of(tmp_path / "out")["test_nll"])
-
-
 CHOICES = [
+    ("mnist_made", ("--config", "agnostic")),
+    ("mnist_made", ("--config", "gaussian")),
+    ("mnist_made", ("--config", "mixture", "--conditional")),
+    ("mnist_maf", ("--config", "mog")),
+    ("mnist_maf", ("--conditional",)),
+    ("mnist_nice", ("--config", "paper")),
+    ("mnist_realnvp", ("--config", "report")),
+    ("mnist_realnvp", ("--config", "best")),
+    ("toy_realnvp", ("--config", "report")),
     ("toy_spline", ("--model", "autoregressive")),
     ("toy_maf_iaf", ("--dataset", "parabola")),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "choice"), CHOICES)
+@pytest.mark.parametrize(("name", "choice"), CHOICES, ids=lambda c: "".join(c))
 def test_other_choices(name, choice, tmp_path):
     arguments = ["--smoke", "--epochs", 1, *choice, "--out", tmp_path / "out"]
     run(FOLDER / f"{name}.py", *arguments, folder=tmp_path)

@@ -386,15 +386,14 @@ RANDOM_ORDER = [
 ]
 AGNOSTIC = [
     plant(
-        "gradients", MADE, "_gradient", "parameter.grad[index] += found", "parameter.grad += found"
-    ),
-    plant(
         "gradients",
         MADE,
         "_gradient",
-        "parameter.grad[index] += found",
-        "parameter.grad[index] = found",
+        "self._take(found, *(masks.undo[axis] for axis in axes))",
+        "found",
     ),
+    plant("gradients", MADE, "_gradient", "masks.undo[axis]", "masks.units[axis]"),
+    plant("gradients", MADE, "_gradient", "parameter.grad +=", "parameter.grad[...] ="),
 ]
 
 MUTATIONS: dict[str, list[Mutation]] = {

@@ -44,12 +44,22 @@ class Masks(NamedTuple):
     order: Array | None  # (D,) the feature at each place; None: 0 .. D-1
     places: Array | None  # (D,) the place of each feature
     units: tuple[Array, ...] | None  # stored index of each sorted row or column; None: as stored
+    undo: tuple[Array, ...]  # sorted index of each stored one
     reaches: tuple[Array, ...]  # of each layer's columns, see kernels/reference/masked_linear.py
     ends: tuple[Array, ...]  # (D,) for each hidden layer: its units that place i may see
 
 
+class Arrays(NamedTuple):
+    """The parameters, sorted and masked: views where they are stored so."""
+
+    weights: tuple[Array, ...]
+    biases: tuple[Array, ...]
+    direct: Array  # (0, P D) if there are no direct links
+
+
 class MADECache(NamedTuple):
     activations: tuple[Array, ...]  # the sorted input (B, C + D) and each hidden layer's output
+    arrays: Arrays
     masks: Masks
 
 
@@ -132,23 +142,23 @@ class MADE(Component):
     def forward(self, x: Array, context: Array | None = None) -> tuple[Array, MADECache]:
         """params (B, parameters_per_feature * features) and the cache."""
         masks = self._masks
-        inputs = self._join(x, context, masks)
-        weights, biases, direct = self._arrays(masks)
-        h = [inputs]
+        arrays = self._arrays(masks)
+        h = [self._join(x, context, masks)]
         for layer in range(len(self.hidden)):
             h.append(
                 self.backend.kernels.masked_linear_forward(
-                    h[-1], weights[layer], biases[layer], masks.reaches[layer], self.activation
+                    h[-1], arrays.weights[layer], arrays.biases[layer], masks.reaches[layer],
+                    self.activation,
                 )
-            )
-        params = self._outputs(h[-1], inputs, weights[-1], biases[-1], direct, masks)
-        return self._by_feature(params, masks), MADECache(tuple(h), masks)
+            )  # fmt: skip
+        cache = MADECache(tuple(h), arrays, masks)
+        return self._by_feature(self._outputs(cache), masks), cache
 
     def backward(self, cache: MADECache, dparams: Array) -> tuple[Array, Array | None]:
         """dx and dcontext; dparams may be overwritten."""
         masked_linear_backward = self.backend.kernels.masked_linear_backward
         masks = cache.masks
-        weights, _, direct = self._arrays(masks)
+        weights, _, direct = cache.arrays
         dy = self._by_place(dparams, masks)
         dinputs = 0
         if self.direct:
@@ -182,12 +192,13 @@ class MADE(Component):
             context = self._require(context)
         else:
             context = self.backend.xp.zeros((len(z), 0), z.dtype)
+        arrays = self._arrays(masks)
         x, hidden, params = self.backend.kernels.autoregressive_inverse(
-            self._by_place(z, masks), context, *self._arrays(masks), masks.reaches, masks.ends,
+            self._by_place(z, masks), context, *arrays, masks.reaches, masks.ends,
             self.activation, map, self._by_place(constants, masks),
         )  # fmt: skip
         inputs = self.backend.xp.concatenate([context, x], axis=1) if self.context else x
-        cache = MADECache((inputs, *hidden), masks)
+        cache = MADECache((inputs, *hidden), arrays, masks)
         return self._by_feature(x, masks), self._by_feature(params, masks), cache
 
     def inverse_backward(
@@ -198,20 +209,20 @@ class MADE(Component):
         """
         masks = cache.masks
         inputs, *hidden = cache.activations
-        weights, biases, direct = self._arrays(masks)
-        last = cache.activations[-1]
-        params = self._outputs(last, inputs, weights[-1], biases[-1], direct, masks)
+        weights, _, direct = cache.arrays
         total = self.backend.kernels.autoregressive_inverse_backward(
-            self._by_place(dx, masks), dlog_det, inputs, tuple(hidden), params, weights, direct,
-            masks.reaches, masks.ends, self.activation, map, self._by_place(constants, masks),
+            self._by_place(dx, masks), dlog_det, inputs, tuple(hidden), self._outputs(cache),
+            weights, direct, masks.reaches, masks.ends, self.activation, map,
+            self._by_place(constants, masks),
         )  # fmt: skip
         return self._by_feature(total, masks)
 
-    def _outputs(
-        self, h: Array, inputs: Array, weight: Array, bias: Array, direct: Array, masks: Masks
-    ) -> Array:
+    def _outputs(self, cache: MADECache) -> Array:
+        """The sorted params from the activations."""
         forward = self.backend.kernels.masked_linear_forward
-        params = forward(h, weight, bias, masks.reaches[-1], "identity")
+        inputs, last = cache.activations[0], cache.activations[-1]
+        weights, biases, direct = cache.arrays
+        params = forward(last, weights[-1], biases[-1], cache.masks.reaches[-1], "identity")
         if self.direct:
             params += forward(inputs, direct, self._no_bias, self._direct_steps, "identity")
         return params
@@ -261,6 +272,7 @@ class MADE(Component):
         ends = tuple(on_device(np.searchsorted(d, places, "left")) for d in hidden)
         reaches = tuple(on_device(reach) for reach in self._reaches(degrees))
         order = units = where = None
+        undo: tuple[Array, ...] = ()
         if self.random_order:
             order, where = on_device(degrees.order), on_device(np.argsort(degrees.order))
         if self.masks != 1:
@@ -268,21 +280,22 @@ class MADE(Component):
             rows = np.concatenate([np.arange(self.context), self.context + degrees.order])
             columns = (parts + degrees.order).ravel()
             sorts = [np.argsort(d, kind="stable") for d in degrees.hidden]
-            units = tuple(on_device(index) for index in (rows, *sorts, columns))
-        return Masks(order, where, units, reaches, ends)
+            indices = (rows, *sorts, columns)
+            units = tuple(on_device(index) for index in indices)
+            undo = tuple(on_device(np.argsort(index)) for index in indices)
+        return Masks(order, where, units, undo, reaches, ends)
 
-    def _arrays(self, masks: Masks) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
-        """Weights, biases and direct weights, sorted and masked."""
+    def _arrays(self, masks: Masks) -> Arrays:
         direct = self.direct_weights[0].value if self.direct else self._no_direct
         weights = tuple(weight.value for weight in self.weights)
         biases = tuple(bias.value for bias in self.biases)
         if masks.units is None:
-            return weights, biases, direct
+            return Arrays(weights, biases, direct)
         units, xp = masks.units, self.backend.xp
 
         def sort(weight: Array, rows: Array, columns: Array, reach: Array) -> Array:
             n_in, n_out = weight.shape
-            return weight[rows[:, None], columns] * _staircase(reach, n_in, n_out, xp)
+            return self._take(weight, rows, columns) * _staircase(reach, n_in, n_out, xp)
 
         weights = tuple(
             sort(weight, *pair, reach)
@@ -291,7 +304,13 @@ class MADE(Component):
         biases = tuple(bias[index] for bias, index in zip(biases, units[1:], strict=True))
         if self.direct:
             direct = sort(direct, units[0], units[-1], self._direct_steps)
-        return weights, biases, direct
+        return Arrays(weights, biases, direct)
+
+    def _take(self, a: Array, *indices: Array) -> Array:
+        """a[indices[0]][:, indices[1]]: in turn, which is faster than both at once."""
+        for axis, index in enumerate(indices):
+            a = self.backend.xp.take(a, index, axis=axis)
+        return a
 
     def _gradient(
         self, parameter: Parameter, masks: Masks, *axes: int
@@ -299,11 +318,10 @@ class MADE(Component):
         """An array to add the sorted gradient to, and what to call when that is done."""
         if masks.units is None:
             return parameter.grad, lambda: None
-        index = self.backend.xp.ix_(*(masks.units[axis] for axis in axes))
         found = self.backend.xp.zeros_like(parameter.grad)
 
         def add() -> None:
-            parameter.grad[index] += found
+            parameter.grad += self._take(found, *(masks.undo[axis] for axis in axes))
 
         return found, add
 
