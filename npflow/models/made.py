@@ -109,7 +109,14 @@ def ensemble_log_prob(
 MADE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
     # MADE's own experiment: binary MNIST, one hidden layer of 500.
     "mnist-binary": {"features": 784, "hidden": (500,), "random_order": True},
-    # The same with a new order and new connections in every step.
+    # One order, and 32 draws of the connections in turn.
+    "mnist-connectivity": {
+        "features": 784,
+        "hidden": (500,),
+        "random_degrees": True,
+        "masks": 32,
+    },
+    # 32 draws of the order, too.
     "mnist-agnostic": {
         "features": 784,
         "hidden": (500,),
