@@ -109,14 +109,7 @@ def ensemble_log_prob(
 MADE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
     # MADE's own experiment: binary MNIST, one hidden layer of 500.
     "mnist-binary": {"features": 784, "hidden": (500,), "random_order": True},
-    # One order, and 32 draws of the connections in turn.
-    "mnist-connectivity": {
-        "features": 784,
-        "hidden": (500,),
-        "random_degrees": True,
-        "masks": 32,
-    },
-    # 32 draws of the order, too.
+    # The same with a new order and new connections in every step, 32 in turn.
     "mnist-agnostic": {
         "features": 784,
         "hidden": (500,),
