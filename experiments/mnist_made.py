@@ -44,8 +44,8 @@ ENSEMBLE = 32
 @dataclass
 class MADEOptions(Options):
     config: Literal["binary", "agnostic", "gaussian", "mixture"] = "binary"
-    """binary: 1 x 500 with one random order; agnostic: the same with 32 orders and masks in turn,
-    and their ensemble; gaussian, mixture: grey values, 2 x 1024."""
+    """binary: 1 x 500 with one random order; agnostic: with 32 orders and masks in turn, direct
+    links, and their ensemble; gaussian, mixture: grey values, 2 x 1024."""
     conditional: bool = False
     """Condition on the digit."""
 
