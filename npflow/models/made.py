@@ -109,14 +109,14 @@ def ensemble_log_prob(
 MADE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
     # MADE's own experiment: binary MNIST, one hidden layer of 500.
     "mnist-binary": {"features": 784, "hidden": (500,), "random_order": True},
-    # The same with a new order and new connections in every step, 32 in turn. So many models share
+    # The same with a new order and new connections in every step, 8 in turn. So many models share
     # the hidden units that direct links, which suit all orders, are worth ten nats.
     "mnist-agnostic": {
         "features": 784,
         "hidden": (500,),
         "random_order": True,
         "random_degrees": True,
-        "masks": 32,
+        "masks": 8,
         "direct": True,
     },
     # The MAF paper's: grey values in logit space, 2 x 1024.
