@@ -25,8 +25,12 @@ class Distribution(Component):
     features: int
 
     def log_prob(self, z: Array, context: Array | None = None) -> Array:
-        """log p(z), (B,), nats."""
+        """log p(z), (B,), nats. Raises DomainError if z has values without a density."""
+        self.check(z)
         return self.forward(z, context)[0]
+
+    def check(self, z: Array) -> None:
+        """Raise DomainError if z has values without a density."""
 
     def forward(self, z: Array, context: Array | None = None) -> tuple[Array, Any]:
         """log p(z) and the cache that its gradient needs."""
@@ -243,9 +247,8 @@ class Autoregressive(Distribution):
     def attached(self):
         self._constants = self.backend.xp.zeros((0, self.features), self.backend.dtype)
 
-    def log_prob(self, z, context=None):
+    def check(self, z):
         self.conditional.check(z)
-        return self.forward(z, context)[0]
 
     def forward(self, z, context=None):
         params, network_cache = self.network.forward(z, context)

@@ -87,6 +87,7 @@ class Flow:
         `invert` schedule strayed too far.
         """
         x, context = self._check_input(x, context)
+        self.check_domain(x)
         loss = float(self.loss_and_grad(x, context, memory))
         if not np.isfinite(loss):
             raise self.non_finite_error(x, context)
@@ -261,6 +262,11 @@ class Flow:
     def _check_input(self, x: Array, context: Array | None) -> tuple[Array, Array | None]:
         x = self._check_array("x", x, self.shape)
         return x, self.check_context(len(x), context)
+
+    def check_domain(self, x: Array) -> None:
+        """Raise DomainError if x has values that the base, with no layer before it, lacks."""
+        if not self.bijection.layers:
+            self.base.check(x)
 
     def check_context(self, rows: int, context: Array | None) -> Array | None:
         """The context on the backend. Raises if it does not fit the flow and a batch of rows."""

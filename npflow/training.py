@@ -129,6 +129,8 @@ class Data:
             )
         if rows.dtype.kind == "f" and not xp.isfinite(rows).all():
             raise NonFiniteError("the data has NaN or infinite values; remove or replace them")
+        if rows.dtype.kind == "f":
+            flow.check_domain(rows)
         return cls(rows, flow.check_context(len(rows), context), integers)
 
     def batch(

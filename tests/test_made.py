@@ -387,6 +387,10 @@ def test_bad_input():
         maf(3, layers=0)
     with pytest.raises(DomainError, match="over 0 and 1"):
         made(2).log_prob(np.array([[0.0, 0.5]]))
+    with pytest.raises(DomainError, match="over 0 and 1"):
+        made(2).nll_and_grad(np.array([[0.0, 0.5]]))
+    with pytest.raises(DomainError, match="over 0 and 1"):
+        fit(made(2), np.array([[0.0, 0.5]]), options=TrainingOptions())
     with pytest.raises(ShapeError, match="needs a context"):
         made(2, context_features=1).sample(3)
     with pytest.raises(ConfigurationError, match="base without parameters"):
