@@ -109,8 +109,8 @@ def ensemble_log_prob(
 MADE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
     # MADE's own experiment: binary MNIST, one hidden layer of 500.
     "mnist-binary": {"features": 784, "hidden": (500,), "random_order": True},
-    # The same with a new order and new connections in every step, 8 in turn. So many models share
-    # the hidden units that direct links, which suit all orders, are worth ten nats.
+    # The same with a new order and new connections in every step, 8 in turn. They share the
+    # hidden units, and so direct links, which suit all orders, help.
     "mnist-agnostic": {
         "features": 784,
         "hidden": (500,),
