@@ -128,7 +128,6 @@ class MADE(Component):
 
     def attached(self):
         xp = self.backend.xp
-        self._no_context = xp.zeros((1, 0), self.backend.dtype)
         self._no_direct = xp.zeros((0, self.weights[-1].shape[1]), self.backend.dtype)
         self._no_bias = xp.zeros(self.weights[-1].shape[1], self.backend.dtype)
         self._direct_steps = xp.asarray(self._direct_reach())
