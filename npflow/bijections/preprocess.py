@@ -93,8 +93,8 @@ def binarize(
 ) -> Array:
     """x in {0, 1}, 1 with probability v / 255, drawn anew for every (seed, stream, step).
 
-    "Dynamic" binarisation of grey values (Salakhutdinov and Murray, 2008, draw once and keep it;
-    with new draws every epoch likelihoods read one or two nats better).
+    "Dynamic" binarisation of grey values. Salakhutdinov and Murray (2008) draw once and keep it:
+    likelihoods of the two are not quite comparable.
     """
     noise = random.uniform(backend, values.shape, seed, stream, step)
     return (255 * noise < values).astype(backend.dtype)
