@@ -25,8 +25,8 @@ MINIMUM = 1e-3
 SHIFT = math.log(math.expm1(1 - MINIMUM))
 TILE = 128  # elements at a time: with 8 bins, the buffers take 27 KB in float32
 
-# Kernels that call kernels can have other digits in the process that compiles them than when they come
-# from the cache: what is inlined where differs. So all of these are inlined.
+# Kernels that call kernels can have other digits in the process that compiles them than when they
+# come from the cache: what is inlined where differs. So all of these are inlined.
 _inline = register_jitable(fastmath={"contract"}, error_model="numpy", forceinline=True)
 
 
