@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,12 +28,14 @@ Medians = dict[str, dict[str, float]]  # system -> what was measured -> its medi
 
 @dataclass
 class Settings:
-    model: Literal["coupling", "maf"] = "coupling"
-    """RealNVP, or MAF: the latter's sampling is timed, too."""
+    model: Literal["coupling", "maf", "glow"] = "coupling"
+    """RealNVP; or MAF or Glow, whose sampling is timed, too."""
     features: int = 784
+    """Of glow: 784, which are 28 x 28 images."""
     hidden: int = 1024
-    """The width of each of a network's two hidden layers."""
+    """The width of each of a network's two hidden layers; of glow, in channels."""
     layers: Annotated[int, tyro.conf.arg(aliases=["--couplings"])] = 5
+    """Of glow: steps of flow on each of the two scales."""
     batch: int = 128
     steps: int = 20
     """Steps timed in each process."""
@@ -46,10 +49,12 @@ class Settings:
     torch_python: Path | None = None
     """An interpreter with the extra `peers`."""
     jax_python: Path | None = None
-    """An interpreter with the extra `peers-jax`."""
+    """An interpreter with the extra `peers-jax`; not for glow, which has no peer there."""
 
 
 def main(settings: Settings) -> None:
+    if settings.model == "glow" and (settings.features != 784 or settings.jax_python):
+        sys.exit("glow is timed on 784 features and without JAX: leave these two options out")
     medians = measure(settings)
     sizes = f"H={settings.hidden} K={settings.layers} B={settings.batch}"
     print(f"{settings.model} D={settings.features} {sizes}")
@@ -58,6 +63,8 @@ def main(settings: Settings) -> None:
         print_sampling(medians, settings.samples)
         if settings.peer_samples:
             print_peer_sampling(medians, settings.peer_samples)
+    if settings.model == "glow":
+        print_peer_sampling(medians, settings.batch)
 
 
 def measure(settings: Settings) -> Medians:
@@ -73,7 +80,9 @@ def measure(settings: Settings) -> Medians:
     for turn in range(settings.rounds):
         loop = settings.peer_samples if turn < settings.peer_sample_rounds else 0
         for script, python in scripts.items():
-            arguments = [*sizes]
+            arguments: list[int | str] = [*sizes]
+            if model == "glow":
+                arguments = ["time", *sizes[1:]]
             if model == "maf":
                 arguments.append(loop)
                 if script.parent == HERE:
@@ -88,7 +97,7 @@ def measure(settings: Settings) -> Medians:
     }
 
 
-def run(python: Path, script: Path, arguments: list[int]) -> list[dict]:
+def run(python: Path, script: Path, arguments: Sequence[int | str]) -> list[dict]:
     command = [str(python), str(script), *map(str, arguments)]
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     lines = [line for line in output.splitlines() if line.startswith("{")]

@@ -12,16 +12,24 @@ from npflow import Flow
 from npflow.optim import Adam
 
 
+def training_step(
+    flow: Flow, adam: Adam, x: np.ndarray, memory: str = "store"
+) -> Callable[[], None]:
+    """A function that makes one step of Adam."""
+
+    def step() -> None:
+        flow.loss_and_grad(x, memory=memory)
+        adam.step()
+
+    return step
+
+
 def time_flow(build: Callable[[], Flow], x: np.ndarray, steps: int) -> tuple[Flow, dict]:
     """The flow that build made, trained a little, and its timings."""
     start = time.perf_counter()
     flow = build()
     adam = Adam(flow.params, 1e-4)
-
-    def step() -> None:
-        flow.loss_and_grad(x)
-        adam.step()
-
+    step = training_step(flow, adam, x)
     step()
     first = time.perf_counter() - start
     result = {

@@ -3,6 +3,7 @@
 from npflow import bijections, distributions, elementwise, models, networks
 from npflow.backend import Backend, get_backend
 from npflow.bijections import Memory, binarize, dequantize
+from npflow.dequantization import VariationalDequantization
 from npflow.flow import Flow
 from npflow.params import ParamStore
 
@@ -13,6 +14,7 @@ __all__ = [
     "Flow",
     "Memory",
     "ParamStore",
+    "VariationalDequantization",
     "bijections",
     "binarize",
     "dequantize",

@@ -21,6 +21,10 @@ class NonFiniteError(NpflowError, ArithmeticError):
     """Data, a parameter or an intermediate result is NaN or infinite."""
 
 
+class SingularMatrixError(NonFiniteError):
+    """A matrix that has to be inverted is singular to the precision of its dtype."""
+
+
 class ConfigurationError(NpflowError, ValueError):
     """An option or a combination of options that cannot work."""
 

@@ -20,12 +20,21 @@ from npflow import checkpoint
 from npflow.backend import Array, Backend, get_backend
 from npflow.bijections.bijection import Bijection
 from npflow.bijections.chain import STORE, Chain, Memory, as_memory, check_drift
+from npflow.dequantization import Dequantized, VariationalDequantization
 from npflow.distributions import Distribution
-from npflow.errors import ConfigurationError, DtypeError, NonFiniteError, ShapeError
+from npflow.errors import (
+    ConfigurationError,
+    DtypeError,
+    NonFiniteError,
+    ShapeError,
+    SingularMatrixError,
+)
 from npflow.networks.made import MADE
 from npflow.params import Component, ParamStore, from_config, to_config, walk
+from npflow.random import Stream
 
 FORMAT = "npflow.flow"
+STATISTICS_STEP = 2**31  # of the noise on rows that statistics are taken over
 
 
 class Flow:
@@ -38,6 +47,7 @@ class Flow:
     seed             : initial parameters
     context_features : features of the context a row, 0 for an unconditional flow
     shape            : the shape of one x; (base.features,) unless the bijection changes it
+    dequantizer      : learned noise for integer rows; None: the caller adds uniform noise
     """
 
     def __init__(
@@ -50,13 +60,20 @@ class Flow:
         seed: int = 0,
         context_features: int = 0,
         shape: tuple[int, ...] | None = None,
+        dequantizer: VariationalDequantization | None = None,
     ):
         self.base = base
         self.bijection = bijection if isinstance(bijection, Chain) else Chain((bijection,))
         self.backend = get_backend(backend, dtype)
         self.context_features = context_features
         self.shape = (base.features,) if shape is None else tuple(shape)
-        model = _Model(base, self.bijection)
+        self.dequantizer = dequantizer
+        if dequantizer is not None and dequantizer.shape != self.shape:
+            raise ConfigurationError(
+                f"the dequantizer is for rows of shape {dequantizer.shape}; the flow's are "
+                f"{self.shape}"
+            )
+        model = _Model(base, self.bijection, dequantizer)
         self.params = ParamStore(model, self.backend, seed)
         self._networks = [m for _, m in walk(model) if isinstance(m, MADE)]
         self.drift = 0.0  # the largest error of the last `invert` walk back, relative to 1 + |x|
@@ -73,10 +90,30 @@ class Flow:
         input or the first layer that is not finite.
         """
         x, context = self._check_input(x, context)
-        z, log_det, _ = self.bijection.forward(x, context)
-        log_prob = self.base.log_prob(z, context) + log_det
+        log_prob = self._log_prob(x, context)
         self._require_finite(log_prob, x, context)
         return log_prob
+
+    def bound(
+        self,
+        values: Array,
+        context: Array | None = None,
+        seed: int = 0,
+        step: int = 0,
+        stream: Stream = Stream.DEQUANTIZE_EVALUATION,
+    ) -> Array:
+        """log p(v + u) - log q(u|v) in nats, (B,), for one draw of the dequantizer's noise.
+
+        values: (B, *shape) integers v. Its mean over u is a lower bound of log P(v), the mean of
+        its exponential is P(v) (docs/dequantization.md). Raises as log_prob does, and
+        ConfigurationError if the flow has no dequantizer.
+        """
+        values = self._check_values(values)
+        context = self.check_context(len(values), context)
+        x, log_q, _ = self._dequantize(values, seed, step, stream)
+        bound = self._log_prob(x, context) - log_q
+        self._require_finite(bound, values, context, seed, step, stream)
+        return bound
 
     def nll_and_grad(
         self, x: Array, context: Array | None = None, memory: str | Memory = STORE
@@ -97,16 +134,29 @@ class Flow:
         self, x: Array, context: Array | None = None, memory: str | Memory = STORE
     ) -> Array:
         """nll_and_grad without checks and without waiting for a device: a 0-d float64 array."""
-        xp = self.backend.xp
-        self.params.zero_grads()
-        z, log_det, cache = self.bijection.training_forward(x, context, as_memory(memory))
-        log_base, base_cache = self.base.forward(z, context)
-        log_prob = log_base + log_det
-        dlog_prob = xp.full(len(x), -1 / len(x), self.backend.dtype)  # of loss = -mean log_prob
-        dz, _ = self.base.backward(base_cache, dlog_prob)
-        self.bijection.backward(cache, dz, dlog_prob)
-        self.drift = check_drift(self.bijection, cache)
-        return -xp.mean(log_prob, dtype=np.float64)
+        log_prob, _, _ = self._log_prob_and_grad(x, context, as_memory(memory))
+        return -self.backend.xp.mean(log_prob, dtype=np.float64)
+
+    def bound_and_grad(
+        self,
+        values: Array,
+        context: Array | None,
+        seed: int,
+        step: int,
+        stream: Stream,
+        memory: str | Memory = STORE,
+    ) -> Array:
+        """Minus the mean of `bound` over the batch, and its gradient, as loss_and_grad.
+
+        The gradient with respect to v + u goes on through the sampling into the dequantizer.
+        """
+        memory = as_memory(memory)
+        x, log_q, cache = self._dequantize(values, seed, step, stream, memory)
+        log_prob, dx, dlog_prob = self._log_prob_and_grad(x, context, memory)
+        assert self.dequantizer is not None
+        self.dequantizer.backward(cache, dx, -dlog_prob)
+        self.drift = max(self.drift, check_drift(self.dequantizer.bijection, cache.bijection))
+        return -self.backend.xp.mean(log_prob - log_q, dtype=np.float64)
 
     def sample(
         self, n: int, seed: int = 0, temperature: float = 1.0, context: Array | None = None
@@ -126,7 +176,7 @@ class Flow:
         context = self.check_context(n, context)
         z = self.base.sample(n, seed, context=context)
         z = self._check_array("z", z, (self.base.features,))
-        x, log_det, _ = self.bijection.inverse(z, context)
+        x, log_det = self._inverse(z, context)
         return x, self.base.log_prob(z, context) - log_det
 
     def reverse_kl_and_grad(
@@ -162,7 +212,7 @@ class Flow:
         self.drift = check_drift(self.bijection, cache)
         loss = float(xp.mean(log_q - log_p, dtype=np.float64))
         if not np.isfinite(loss):
-            raise NonFiniteError(
+            raise self._singular_error() or NonFiniteError(
                 f"the reverse KL is {loss}: the target's log-density or a layer overflowed on one "
                 "of the samples; lower the learning rate or bound the target's tails"
             )
@@ -181,26 +231,45 @@ class Flow:
     def from_latent(self, z: Array, context: Array | None = None) -> Array:
         """x = inverse(z)."""
         z = self._check_array("z", z, (self.base.features,))
-        return self.bijection.inverse(z, self.check_context(len(z), context))[0]
+        return self._inverse(z, self.check_context(len(z), context))[0]
 
-    def initialize(self, x: Array, context: Array | None = None) -> None:
-        """Set data-dependent parameters and statistics from one batch, layer by layer."""
+    def initialize(self, x: Array, context: Array | None = None, seed: int = 0) -> None:
+        """Set data-dependent parameters and statistics from one batch, layer by layer.
+
+        Integer rows of a flow with a dequantizer get uniform noise, and set the dequantizer too.
+        """
+        if self.dequantizer is not None and self.dequantizes(x):
+            x = self.dequantizer.initialize(self._check_values(x), seed)
         x, context = self._check_input(x, context)
         self.bijection.initialize(x, context)
 
-    def update_statistics(self, x: Array, context: Array | None = None) -> None:
-        """Set stored statistics (of batch normalisation) from x, layer by layer."""
+    def update_statistics(self, x: Array, context: Array | None = None, seed: int = 0) -> None:
+        """Set stored statistics (of batch normalisation) from x, layer by layer.
+
+        Integer rows of a flow with a dequantizer get its noise; its own layers stay as they are.
+        """
+        if self.dequantizes(x):
+            stream = Stream.DEQUANTIZE_EVALUATION
+            x = self._dequantize(self._check_values(x), seed, STATISTICS_STEP, stream).x
         x, context = self._check_input(x, context)
         self.bijection.update_statistics(x, context)
 
+    def dequantizes(self, rows: Array) -> bool:
+        """Whether these are integers to which the flow adds its own noise."""
+        xp = self.backend.xp
+        return self.dequantizer is not None and xp.asarray(rows).dtype.kind in "iu"
+
     def config(self) -> dict[str, Any]:
         """All that is needed, with the parameters, to build this flow again; plain JSON values."""
-        return {
+        config = {
             "base": to_config(self.base),
             "bijection": to_config(self.bijection),
             "shape": list(self.shape),
             "context_features": self.context_features,
         }
+        if self.dequantizer is not None:
+            config["dequantizer"] = to_config(self.dequantizer)
+        return config
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the flow to one safetensors file that rebuilds it by itself.
@@ -228,12 +297,18 @@ class Flow:
             dtype=stored if dtype is None else dtype,
             context_features=config["context_features"],
             shape=tuple(config["shape"]),
+            dequantizer=from_config(config.get("dequantizer")),
         )
         flow.params.load(arrays)
         return flow
 
-    def non_finite_error(self, x: Array, context: Array | None = None) -> NonFiniteError:
-        """The error that names the first thing that is not finite when x goes through the flow."""
+    def non_finite_error(
+        self, x: Array, context: Array | None = None, *noise: Any
+    ) -> NonFiniteError:
+        """The error that names the first thing that is not finite when x goes through the flow.
+
+        noise: the seed, step and stream of the dequantizer's draw, for integers x
+        """
         isfinite, advice = self.backend.xp.isfinite, "lower the learning rate or clip the gradient"
         for what, name in ((x, "the data"), (context, "the context")):
             if what is not None and not isfinite(what).all():
@@ -241,23 +316,87 @@ class Flow:
         for name in self.params.table:
             if not isfinite(self.params.value(name)).all():
                 return NonFiniteError(f"parameter {name} is not finite; {advice}")
-        for k, layer in enumerate(self.bijection.layers):
-            x, log_det, _ = layer.training_forward(x, context)
-            if not (isfinite(x).all() and isfinite(log_det).all()):
+        if self.dequantizer is not None and self.dequantizes(x):
+            number = self.dequantizer.non_finite_layer(x, *noise)
+            if number is not None:
+                kind = type(self.dequantizer.bijection.layers[number]).__name__
                 return NonFiniteError(
+                    f"layer {number} ({kind}) of the dequantizer, inverse, gives values that are "
+                    f"not finite; {advice}"
+                )
+            x, log_q, _ = self.dequantizer.sample(x, *noise)
+            if not isfinite(log_q).all():
+                return NonFiniteError(f"the dequantizer's log-density is not finite; {advice}")
+        for k, z, log_det in self.bijection.trace(x, context):
+            layer = self.bijection.layers[k]
+            if not (isfinite(z).all() and isfinite(log_det).all()):
+                return self._singular_error(k) or NonFiniteError(
                     f"layer {k} ({type(layer).__name__}) forward gives values that are not finite "
                     f"from finite input; check the range of the data, {advice}"
                 )
-        if not isfinite(self.base.forward(x, context)[0]).all():
+        z, _, _ = self.bijection.training_forward(x, context)
+        if not isfinite(self.base.forward(z, context)[0]).all():
             return NonFiniteError(f"the base distribution's log-density is not finite; {advice}")
-        for name in reversed(self.params.table):  # backward starts at the last layer
+        if singular := self._singular_error():
+            return singular  # one that only inverts its matrix to walk back
+        # backward starts at the last layer, and ends in the dequantizer, from its first layer on
+        noise_names = [name for name in self.params.table if name.startswith("dequantizer.")]
+        flow_names = [name for name in self.params.table if name not in noise_names]
+        for name in [*reversed(flow_names), *noise_names]:
             if not isfinite(self.params.grad(name)).all():
                 return NonFiniteError(f"backward: the gradient of {name} is not finite; {advice}")
         return NonFiniteError(f"the norm of the gradient overflows; {advice}")
 
-    def _require_finite(self, log_prob: Array, x: Array, context: Array | None) -> None:
+    def _singular_error(self, number: int | None = None) -> SingularMatrixError | None:
+        """The error that names the first layer (or this one) which cannot be inverted, if any."""
+        for k, layer in enumerate(self.bijection.layers):
+            for name, member in walk(layer, f"layer {k}") if number in (k, None) else ():
+                reason = member.singular() if isinstance(member, Bijection) else None
+                if reason is not None:
+                    return SingularMatrixError(f"{name} ({type(member).__name__}) {reason}")
+        return None
+
+    def _inverse(self, z: Array, context: Array | None) -> tuple[Array, Array]:
+        """x = inverse(z) and its log_det. Raises SingularMatrixError, naming the layer."""
+        x, log_det, _ = self.bijection.inverse(z, context)
+        if not self.backend.xp.isfinite(x).all():
+            singular = self._singular_error()
+            if singular is not None:
+                raise singular
+        return x, log_det
+
+    def _log_prob(self, x: Array, context: Array | None) -> Array:
+        z, log_det, _ = self.bijection.forward(x, context)
+        return self.base.log_prob(z, context) + log_det
+
+    def _log_prob_and_grad(
+        self, x: Array, context: Array | None, memory: Memory
+    ) -> tuple[Array, Array, Array]:
+        """log p(x), and dx and dlog_prob of L = -mean log p(x); its gradient in params.grads."""
+        self.params.zero_grads()
+        z, log_det, cache = self.bijection.training_forward(x, context, memory)
+        log_base, base_cache = self.base.forward(z, context)
+        dlog_prob = self.backend.xp.full(len(x), -1 / len(x), self.backend.dtype)
+        dz, _ = self.base.backward(base_cache, dlog_prob)
+        dx, _ = self.bijection.backward(cache, dz, dlog_prob)
+        self.drift = check_drift(self.bijection, cache)
+        return log_base + log_det, dx, dlog_prob
+
+    def _dequantize(
+        self, values: Array, seed: int, step: int, stream: Stream, memory: Memory = STORE
+    ) -> Dequantized:
+        if self.dequantizer is None:
+            raise ConfigurationError(
+                "this flow has no dequantizer; build it with dequantizer=..., or add uniform "
+                "noise: npflow.dequantize(backend, values, seed, step)"
+            )
+        return self.dequantizer.sample(values, seed, step, stream, memory)
+
+    def _require_finite(
+        self, log_prob: Array, x: Array, context: Array | None, *noise: Any
+    ) -> None:
         if not self.backend.xp.isfinite(log_prob).all():
-            raise self.non_finite_error(x, context)
+            raise self.non_finite_error(x, context, *noise)
 
     def _check_input(self, x: Array, context: Array | None) -> tuple[Array, Array | None]:
         x = self._check_array("x", x, self.shape)
@@ -285,12 +424,25 @@ class Flow:
             raise ShapeError(f"context has {len(context)} rows for {rows} rows of data")
         return context
 
-    def _check_array(self, name: str, array: Array, shape: tuple[int, ...]) -> Array:
+    def _check_shape(self, name: str, array: Array, shape: tuple[int, ...]) -> Array:
         array = self.backend.xp.asarray(array)
         if array.shape[1:] != shape or array.ndim == 0:
             raise ShapeError(f"{name} has shape {array.shape}; expected (batch, {_list(shape)})")
         if len(array) == 0:
             raise ShapeError(f"{name} is an empty batch; expected one row or more")
+        return array
+
+    def _check_values(self, values: Array) -> Array:
+        values = self._check_shape("values", values, self.shape)
+        if values.dtype.kind not in "iu":
+            raise DtypeError(
+                f"values has dtype {values.dtype}; expected integers, to which the dequantizer "
+                "adds noise. Of floating-point data take log_prob"
+            )
+        return values
+
+    def _check_array(self, name: str, array: Array, shape: tuple[int, ...]) -> Array:
+        array = self._check_shape(name, array, shape)
         if array.dtype.kind != "f":
             raise DtypeError(
                 f"{name} has dtype {array.dtype}; expected floating-point. For integer data such "
@@ -307,11 +459,17 @@ class Flow:
 
 
 class _Model(Component):
-    """The root of the component tree: names start with "base" and "bijection"."""
+    """The root of the component tree: names start with "base", "bijection" and "dequantizer"."""
 
-    def __init__(self, base: Distribution, bijection: Bijection):
+    def __init__(
+        self,
+        base: Distribution,
+        bijection: Bijection,
+        dequantizer: VariationalDequantization | None,
+    ):
         self.base = base
         self.bijection = bijection
+        self.dequantizer = dequantizer
 
 
 def _list(shape: tuple[int, ...]) -> str:

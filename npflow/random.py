@@ -30,6 +30,7 @@ class Stream(IntEnum):
     PERMUTATION = 5  # fixed random permutations; the caller's choice
     MASKS = 6  # orders and degrees of MADE; the draw's number
     COMPONENT = 7  # which component of a mixture a sample is from; the caller's choice
+    CONV1X1 = 8  # the rotation an invertible 1x1 convolution starts from; always 0
 
 
 def uniform(

@@ -33,7 +33,7 @@ from npflow.errors import (
     NonFiniteError,
     ShapeError,
 )
-from npflow.flow import Flow
+from npflow.flow import STATISTICS_STEP, Flow
 from npflow.metrics import bits_per_dim
 
 FORMAT = "npflow.training"
@@ -60,8 +60,9 @@ class TrainingOptions:
                     kept; None: no average
     patience      : stop after this many epochs without a better validation; None: never
     memory        : the chain's memory schedule
-    integers      : what integer rows (8-bit images) become: "dequantize" adds uniform noise,
-                    "binarize" draws black or white; both anew each time they are used
+    integers      : what integer rows (8-bit images) become: "dequantize" adds uniform noise, or
+                    that of the flow's dequantizer; "binarize" draws black or white; all anew each
+                    time they are used
     seed          : order of the batches and dequantization noise
     """
 
@@ -105,7 +106,8 @@ class Data:
     """Rows to train or validate on, on the flow's backend, with an optional context.
 
     Integer rows (8-bit images) are dequantized with fresh uniform noise each time they are used;
-    a density fitted to integers themselves can be made infinite. Or else they are binarized.
+    a density fitted to integers themselves can be made infinite. Or else they are binarized. A flow
+    with a dequantizer takes them as they are, and adds the noise itself.
     """
 
     rows: Array
@@ -117,6 +119,11 @@ class Data:
         cls, flow: Flow, rows: Array, context: Array | None = None, integers: str = "dequantize"
     ) -> Data:
         """rows and context checked and moved to the flow's backend."""
+        if integers == "binarize" and flow.dequantizer is not None:
+            raise ConfigurationError(
+                "integers='binarize' leaves nothing to dequantize, but this flow has a "
+                "dequantizer; take one of the two away"
+            )
         xp = flow.backend.xp
         rows = xp.asarray(rows)
         if rows.shape[1:] != flow.shape or len(rows) == 0:
@@ -136,9 +143,11 @@ class Data:
     def batch(
         self, flow: Flow, indices: Array | slice, seed: int, step: int, stream: random.Stream
     ) -> tuple[Array, Array | None]:
-        """The rows of those indices as x, and their context."""
+        """The rows of those indices as x, integers if flow.dequantizes(x), and their context."""
         rows = self.rows[indices]
-        if rows.dtype.kind != "f":
+        if flow.dequantizes(rows) and self.integers == "dequantize":
+            x = rows
+        elif rows.dtype.kind != "f":
             x = INTEGERS[self.integers](flow.backend, rows, seed, step, stream)
         else:
             x = flow.backend.array(rows)
@@ -153,14 +162,32 @@ def evaluate(
     batch_size: int = 1000,
     integers: str = "dequantize",
     seed: int = 0,
+    samples: int = 1,
 ) -> np.ndarray:
-    """-log p of every row in nats, (rows,) float64, with one draw of noise for integer rows."""
+    """-log p of every row in nats, (rows,) float64; for integer rows v, a bound of -log P(v):
+
+        -log 1/K sum_k p(v + u_k) / q(u_k | v),  K = samples draws of noise,  q = 1 if uniform
+
+    The bound holds in the mean over the noise, and is the tighter the larger K is
+    (arXiv:1509.00519, theorem 1). Raises ConfigurationError if there is no noise to draw K times.
+    """
     data = rows if isinstance(rows, Data) else Data.on(flow, rows, context, integers)
+    dequantized = data.rows.dtype.kind != "f" and data.integers == "dequantize"
+    if samples < 1 or (samples > 1 and not dequantized):
+        raise ConfigurationError(
+            f"samples is {samples}; expected 1 or more, and 1 for rows that are not dequantized"
+        )
     nll = []
-    for step, start in enumerate(range(0, len(data.rows), batch_size)):
+    starts = range(0, len(data.rows), batch_size)
+    for batch, start in enumerate(starts):
         rows_of_batch = slice(start, start + batch_size)
-        x, c = data.batch(flow, rows_of_batch, seed, step, random.Stream.DEQUANTIZE_EVALUATION)
-        nll.append(-flow.backend.to_numpy(flow.log_prob(x, c)).astype(np.float64))
+        total = np.array(-np.inf)
+        for draw in range(samples):
+            noise = seed, batch + draw * len(starts), random.Stream.DEQUANTIZE_EVALUATION
+            x, c = data.batch(flow, rows_of_batch, *noise)
+            log_weight = flow.bound(x, c, *noise) if flow.dequantizes(x) else flow.log_prob(x, c)
+            total = np.logaddexp(total, flow.backend.to_numpy(log_weight).astype(np.float64))
+        nll.append(-(total - math.log(samples)))
     return np.concatenate(nll)
 
 
@@ -202,7 +229,10 @@ class Trainer:
     def train_step(self, x: Array, context: Array | None) -> Array:
         """One update from one batch; its mean nll as a 0-d array."""
         self.flow.use_masks(self.progress.step)
-        loss = self.flow.loss_and_grad(x, context, self.options.memory)
+        if self.flow.dequantizes(x):
+            loss = self.flow.bound_and_grad(x, context, *self.noise(), self.options.memory)
+        else:
+            loss = self.flow.loss_and_grad(x, context, self.options.memory)
         if not self.flow.backend.on_device:
             self.require_finite(float(loss), x, context)
         self.adam.step(self.schedule(self.progress.step))
@@ -218,8 +248,12 @@ class Trainer:
 
     def require_finite(self, loss: float, x: Array, context: Array | None) -> None:
         if not math.isfinite(loss):
-            error = self.flow.non_finite_error(x, context)
+            error = self.flow.non_finite_error(x, context, *self.noise())
             raise NonFiniteError(f"training step {self.progress.step + 1}: {error}")
+
+    def noise(self) -> tuple[int, int, random.Stream]:
+        """The seed, step and stream of the noise of the step under way."""
+        return self.options.seed, self.progress.step, random.Stream.DEQUANTIZE
 
     def validate(self, data: Data | None, statistics: Data) -> float | None:
         """The validation nll of the averaged weights (or the weights); keeps the best of them."""
@@ -231,7 +265,8 @@ class Trainer:
             rows = slice(0, STATISTICS_ROWS)
             stream = random.Stream.DEQUANTIZE_EVALUATION
             self.flow.update_statistics(
-                *statistics.batch(self.flow, rows, self.options.seed, 2**31, stream)
+                *statistics.batch(self.flow, rows, self.options.seed, STATISTICS_STEP, stream),
+                self.options.seed,
             )
         nll = None if data is None else float(evaluate(self.flow, data).mean())
         if nll is None or nll < self.progress.best_nll:
@@ -326,7 +361,8 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train flow by maximum likelihood; it ends with the weights of the best validation.
 
-    train, validation : (rows, *flow.shape); integer rows are dequantized with fresh noise
+    train, validation : (rows, *flow.shape); integer rows are dequantized with fresh noise, that of
+                        flow.dequantizer if there is one: the nll is then a bound
     out               : a folder for metrics.jsonl and checkpoint.safetensors, written every epoch
     resume            : continue the run in `out`; its parameters will be those, to the bit, of a
                         run that was never stopped
@@ -337,6 +373,8 @@ def fit(
     ShapeError, CheckpointError or ConfigurationError.
     """
     flow.bijection.check_memory(as_memory(options.memory))
+    if flow.dequantizer is not None:
+        flow.dequantizer.bijection.check_memory(as_memory(options.memory))
     integers = options.integers
     train_data = Data.on(flow, train, context, integers)
     validation_data = None
@@ -389,13 +427,7 @@ def _train_epoch(trainer: Trainer, data: Data, bar: tqdm, interrupted: threading
     loss_sum = xp.asarray(progress.loss_sum, dtype=np.float64)
     first = progress.step - progress.epoch * trainer.steps_per_epoch
     for k in range(first, trainer.steps_per_epoch):
-        x, context = data.batch(
-            flow,
-            order[k * size : (k + 1) * size],
-            options.seed,
-            progress.step,
-            random.Stream.DEQUANTIZE,
-        )
+        x, context = data.batch(flow, order[k * size : (k + 1) * size], *trainer.noise())
         loss = trainer.train_step(x, context)
         loss_sum = loss_sum + loss
         bar.update()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import hypothesis
@@ -12,18 +14,25 @@ import pytest
 
 from npflow import get_backend, testing
 from npflow.bijections import (
+    ActNorm,
     BatchNorm,
     Bijection,
     Chain,
     Coupling,
     Diagonal,
+    FactorOut,
+    ImageCoupling,
     Inverse,
+    InvertibleConv1x1,
     Logit,
     MaskedAutoregressive,
     Permutation,
     Planar,
     Radial,
+    Reshape,
     Scale,
+    Squeeze,
+    checkerboard_channels,
     half,
     parity,
     reverse,
@@ -32,8 +41,8 @@ from npflow.bijections import (
 )
 from npflow.elementwise import Additive, Affine, RationalQuadratic
 from npflow.errors import BackendError
-from npflow.networks import MADE, MLP
-from npflow.params import walk
+from npflow.networks import MADE, MLP, ConvNet, GatedResNet
+from npflow.params import Component, walk
 
 
 def _runs(backend: str) -> bool:
@@ -43,6 +52,8 @@ def _runs(backend: str) -> bool:
         return False
     return True
 
+
+NETWORKS = (MLP, MADE, ConvNet, GatedResNet)
 
 BACKENDS = [
     "reference",
@@ -105,41 +116,47 @@ class Case:
         """
         for attempt in range(100):
             x, context = self.arrays(rows, 1000 * seed + attempt)
-            z, _, _ = self.layer.forward(x, context)
-            smooth = all(_off_kinks(m, a, context) for m, a in self._conditioner_inputs(x, z))
-            if smooth and all(_off_knots(*spline) for spline in self._splines(x, context)):
+            if all(_is_smooth(*call) for call in _calls(self.layer, x, context)):
                 return x, context
         hypothesis.reject()
 
-    def _conditioner_inputs(self, x, z):
-        for _, member in walk(self.layer):
-            if isinstance(member, Coupling):
-                network, inputs = member.conditioner, x[:, list(member.kept)]
-            elif isinstance(member, MaskedAutoregressive):
-                network, inputs = member.network, x
-            else:
-                continue
-            if network.activation != "tanh":
-                assert member is self.layer, "only single layers are kept off their kinks"
-                yield network, inputs
 
-    def _splines(self, x, context):
-        layer = self.layer
-        if not isinstance(getattr(layer, "map", None), RationalQuadratic):
-            return
-        if isinstance(layer, Coupling):
-            params, _ = layer.conditioner.forward(x[:, list(layer.kept)], context)
-            x = np.delete(layer.backend.to_numpy(x), layer.kept, axis=1)
-        else:
-            params, _ = layer.network.forward(x, context)
-            x = layer.backend.to_numpy(x)
-        yield layer.map, x, layer.backend.to_numpy(params)
+def _calls(layer: Bijection, x, context) -> list[tuple[Component, tuple, tuple]]:
+    """Networks and splines that x meets on its way forward, their arguments and results."""
+    found = []
+    members = [m for _, m in walk(layer) if isinstance(m, (*NETWORKS, RationalQuadratic))]
+    for member in members:
+
+        def forward(*args, member=member):
+            result = type(member).forward(member, *args)
+            found.append((member, args, result))
+            return result
+
+        member.forward = forward
+    layer.forward(x, context)
+    for member in members:
+        del member.forward
+    return found
 
 
-def _off_kinks(network: MLP | MADE, x, context) -> bool:
-    _, cache = network.forward(x, context)
+def _is_smooth(member: Component, args, result) -> bool:
+    if isinstance(member, RationalQuadratic):
+        return _off_knots(member, *(member.backend.to_numpy(a) for a in args))
+    return all(bool((abs(a) > 0.01).all()) for a in _pre_activations(member, result[1]))
+
+
+def _pre_activations(network: Component, cache) -> list[Any]:
+    """What goes into activations with a kink, in the value or in the first derivative."""
+    if isinstance(network, GatedResNet):
+        return [*cache.h, *cache.inner]
+    if network.activation == "tanh":
+        return []
+    if isinstance(network, ConvNet):
+        conv = network.backend.kernels.conv_forward
+        layers = zip(cache.activations, network.layers, strict=True)
+        return [conv(h, m.weight.value, m.bias.value, "identity") for h, m in layers][:-1]
     layers = zip(cache.activations[:-1], network.weights[:-1], network.biases[:-1], strict=True)
-    return all(bool((abs(h @ w.value + b.value) > 0.01).all()) for h, w, b in layers)
+    return [h @ w.value + b.value for h, w, b in layers]
 
 
 def _off_knots(spline: RationalQuadratic, x, params) -> bool:
@@ -198,6 +215,78 @@ def realnvp_layers(d: int) -> tuple[Bijection, ...]:
     )
 
 
+def on_image(layer: Bijection, d: int) -> Chain:
+    """A layer for images of d channels and 2 x 3 pixels, on vectors."""
+    image = (2, 3, d)
+    return Chain((Reshape((6 * d,), image), layer, Reshape(image, (6 * d,))))
+
+
+def image_coupling(
+    shape, kept, map=Affine, activation="tanh", context=0, kernel=3, width=3
+) -> ImageCoupling:
+    """activation: of a ConvNet, or "gated" for a GatedResNet."""
+    channels = shape[2]
+    inputs = channels if isinstance(kept, str) else len(kept)
+    transformed = channels if isinstance(kept, str) else channels - len(kept)
+    map = map(transformed)
+    outputs = map.parameters_per_feature * transformed
+    if activation == "gated":
+        network: Any = GatedResNet(inputs, width, outputs, blocks=1, context=context)
+    else:
+        network = ConvNet(inputs, width, outputs, activation, context, kernel=kernel)
+    return ImageCoupling(shape, kept, map, network)
+
+
+def of_vectors(shape, *layers) -> Chain:
+    """Layers for images of this shape, from vectors to vectors."""
+    return Chain((Reshape((math.prod(shape),), shape), *layers))
+
+
+def image_case(shape, kept, **options) -> Case:
+    layer, features = image_coupling(shape, kept, **options), math.prod(shape)
+    chain = of_vectors(shape, layer, Reshape(shape, (features,)))
+    return Case(chain, features, context=options.get("context", 0), scale=0.3)
+
+
+def squeezed(shape) -> Chain:
+    layer = Squeeze(shape)
+    return of_vectors(shape, layer, Reshape(layer.squeezed, (math.prod(shape),)))
+
+
+def two_scales(d: int, context: int = 0) -> Chain:
+    """2 x 2 pixels of d channels, of which d // 2 are factored out."""
+    shape, rest = (2, 2, d), d - d // 2
+    return of_vectors(
+        shape,
+        image_coupling(shape, half(d), context=context),
+        FactorOut(shape),
+        Squeeze((2, 2, rest)),
+        image_coupling((1, 1, 4 * rest), half(4 * rest, flip=True), Additive, kernel=1),
+        Reshape((1, 1, 4 * rest), (4 * rest,)),
+    )
+
+
+def glow_step(shape, form: str, **options) -> tuple[Bijection, ...]:
+    channels = shape[2]
+    coupling = image_coupling(shape, half(channels), width=2, **options)
+    return ActNorm(channels), InvertibleConv1x1(channels, form), coupling
+
+
+def small_glow() -> Chain:
+    """Three scales: of 16 numbers 8 leave first, 4 then, and 4 are left."""
+    return of_vectors(
+        (4, 4, 1),
+        Squeeze((4, 4, 1)),
+        *glow_step((2, 2, 4), "dense"),
+        image_coupling((2, 2, 4), half(4), width=2, kernel=1),
+        FactorOut((2, 2, 4)),
+        Squeeze((2, 2, 2)),
+        *glow_step((1, 1, 8), "plu", kernel=1),
+        FactorOut((1, 1, 8)),
+        Reshape((1, 1, 4), (4,)),
+    )
+
+
 # Narrow bins make steep slopes that bend within a short way: differences need small steps.
 SPLINE: dict[str, Any] = {"step": 1e-4, "scale": 0.25}
 
@@ -230,6 +319,45 @@ CASES: dict[str, Callable[[int], Case]] = {
     "cyclic-shift": lambda d: Case(Permutation((*range(1, d), 0)), d),
     "diagonal": lambda d: Case(Diagonal(d), d),
     "batch-norm": lambda d: Case(BatchNorm(d), d),
+    "actnorm": lambda d: Case(ActNorm(d), d),
+    "actnorm-image": lambda d: Case(on_image(ActNorm(d), d), 6 * d),
+    "conv1x1-dense": lambda d: Case(InvertibleConv1x1(d), d),
+    "conv1x1-plu": lambda d: Case(InvertibleConv1x1(d, "plu", seed=1), d),
+    "conv1x1-dense-image": lambda d: Case(on_image(InvertibleConv1x1(d, seed=2), d), 6 * d),
+    "conv1x1-plu-image": lambda d: Case(on_image(InvertibleConv1x1(d, "plu"), d), 6 * d),
+    "reshape": lambda d: Case(of_vectors((1, d, 2), Reshape((1, d, 2), (2 * d,))), 2 * d),
+    "squeeze": lambda d: Case(squeezed((2, 4, d)), 8 * d),
+    "image-coupling": lambda d: image_case((2, 3, d), half(d)),
+    "image-coupling-flipped": lambda d: image_case((2, 2, d), half(d, flip=True)),
+    "image-coupling-squeezed-checkerboard": lambda d: image_case(
+        (1, 2, 4 * (d // 2)), checkerboard_channels(d // 2)
+    ),
+    "image-coupling-checkerboard": lambda d: image_case((3, 3, 1 + d // 4), "checkerboard"),
+    "image-coupling-checkerboard-flipped": lambda d: image_case(
+        (3, 2, 1 + d // 4), "checkerboard-flipped", activation="elu"
+    ),
+    "image-coupling-context": lambda d: image_case((2, 2, d), half(d), context=2),
+    "image-coupling-checkerboard-context": lambda d: image_case(
+        (2, 2, 1), "checkerboard", context=2
+    ),
+    "image-coupling-relu": lambda d: image_case((2, 2, d), parity(d), activation="relu"),
+    "image-coupling-additive": lambda d: image_case((2, 2, d), parity(d), map=Additive),
+    "image-coupling-spline": lambda d: replace(
+        image_case((1, 2, d), half(d), map=partial(RationalQuadratic, bins=3, bound=1.5)),
+        step=1e-4,
+        scale=0.15,
+    ),
+    "image-coupling-checkerboard-spline": lambda d: replace(
+        image_case((1, 3, 1), "checkerboard", map=partial(RationalQuadratic, bins=2)), **SPLINE
+    ),
+    "image-coupling-gated": lambda d: image_case((2, 2, d), half(d), activation="gated"),
+    "multi-scale": lambda d: Case(two_scales(d), 4 * d),
+    "multi-scale-context": lambda d: Case(two_scales(d, context=1), 4 * d, context=1),
+    "multi-scale-nested": lambda d: Case(
+        Chain((two_scales(d), reverse(4 * d), Inverse(two_scales(d)))), 4 * d, scale=0.2
+    ),
+    "inverse-multi-scale": lambda d: Case(Inverse(two_scales(d)), 4 * d),
+    "glow": lambda d: Case(small_glow(), 16, scale=0.2),
     "logit-pixels": lambda d: Case(Logit(lam=0.05, levels=256.0), d, sample=pixels, step=1e-4),
     "logit-unit": lambda d: Case(Logit(lam=0.1, levels=1.0), d, sample=unit_interval, step=1e-4),
     "planar": lambda d: Case(Chain((Planar(d), Planar(d), Planar(d))), d),

@@ -18,10 +18,12 @@ FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 # The page that derives what each module computes.
 DERIVATIONS = {
+    "npflow/bijections/actnorm.py": "actnorm.md",
     "npflow/bijections/autoregressive.py": "autoregressive.md",
     "npflow/bijections/batchnorm.py": "batch_norm.md",
     "npflow/bijections/bijection.py": "how_to_write_a_layer.md",
     "npflow/bijections/chain.py": "chain_and_memory.md",
+    "npflow/bijections/conv1x1.py": "conv1x1.md",
     "npflow/bijections/coupling.py": "affine_coupling.md",
     "npflow/bijections/diagonal.py": "diagonal.md",
     "npflow/bijections/inverse.py": "inverse.md",
@@ -31,13 +33,17 @@ DERIVATIONS = {
     "npflow/bijections/preprocess.py": "logit.md",
     "npflow/bijections/radial.py": "radial.md",
     "npflow/bijections/scale.py": "scale.md",
+    "npflow/dequantization.py": "dequantization.md",
     "npflow/distributions.py": "distributions.md",
     "npflow/elementwise/additive.py": "additive_coupling.md",
     "npflow/elementwise/affine.py": "affine_coupling.md",
     "npflow/elementwise/elementwise.py": "how_to_write_a_layer.md",
     "npflow/elementwise/rational_quadratic.py": "rational_quadratic.md",
+    "npflow/networks/conv.py": "convolution.md",
+    "npflow/networks/convnet.py": "convolution.md",
     "npflow/networks/made.py": "made.md",
     "npflow/networks/mlp.py": "mlp.md",
+    "npflow/networks/resnet.py": "convolution.md",
     "npflow/optim.py": "optimizer.md",
     "npflow/random.py": "random_numbers.md",
 }
@@ -46,7 +52,8 @@ DERIVATIONS = {
 def modules_with_mathematics() -> list[str]:
     folders = [ROOT / "npflow" / name for name in ("bijections", "elementwise", "networks")]
     files = [path for folder in folders for path in folder.glob("*.py")]
-    files += [ROOT / "npflow" / name for name in ("distributions.py", "optim.py", "random.py")]
+    names = ("dequantization.py", "distributions.py", "optim.py", "random.py")
+    files += [ROOT / "npflow" / name for name in names]
     return sorted(str(path.relative_to(ROOT)) for path in files if path.name != "__init__.py")
 
 

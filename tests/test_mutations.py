@@ -20,6 +20,7 @@ from npflow.bijections import (
     Chain,
     Coupling,
     Inverse,
+    InvertibleConv1x1,
     MaskedAutoregressive,
     Permutation,
     Planar,
@@ -187,6 +188,62 @@ DIAGONAL = [
     plant("gradients", reference, "diagonal_backward", "(dx * x)", "(dz * x)"),
     plant("gradients", reference, "diagonal_inverse_backward", "dlog_scale -=", "dlog_scale +="),
     plant("gradients", reference, "diagonal_inverse_backward", "exp(-log", "exp(log"),
+]
+ACTNORM = [
+    Mutation(
+        "log_det",
+        (
+            Edit(reference, "actnorm_forward", "log_scale.sum()", "0.0"),
+            Edit(reference, "actnorm_inverse", "log_scale.sum()", "0.0"),
+        ),
+    ),
+    plant("inverse", reference, "actnorm_inverse", "-_pixels", "_pixels"),
+    plant("inverse", reference, "actnorm_inverse", "(z - shift) *", "z *"),
+    plant("inverse", reference, "actnorm_inverse", "(z - shift) *", "(z * shift) *"),
+    plant("inverse", reference, "actnorm_inverse", "np.exp(-log", "np.exp(log"),
+    plant("gradients", reference, "actnorm_backward", "+ _pixels(x) * dlog_det.sum()", ""),
+    plant("gradients", reference, "actnorm_backward", "(dx * x)", "(dz * x)"),
+    plant("gradients", reference, "actnorm_backward", "dshift +=", "dshift[...] ="),
+    plant("gradients", reference, "actnorm_backward", "(dz)", "(dx)"),
+    plant("gradients", reference, "actnorm_inverse_backward", "dlog_scale -=", "dlog_scale +="),
+    plant("gradients", reference, "actnorm_inverse_backward", "(dz)", "(dx)"),
+    plant("gradients", reference, "actnorm_inverse_backward", "exp(-log", "exp(log"),
+]
+CONV1X1 = [
+    plant("log_det", InvertibleConv1x1, "_log_det_of", "+ _pixels(x)", "+ 0 * _pixels(x)"),
+    plant("inverse", InvertibleConv1x1, "inverse", "self._updated_inverse()", "self._weight().T"),
+    plant("inverse", InvertibleConv1x1, "inverse", "-self._log_det_of", "self._log_det_of"),
+    plant("gradients", InvertibleConv1x1, "backward", "_pixels(dz) *", "0 *"),
+    plant("gradients", InvertibleConv1x1, "backward", "self._weight()", "self._weight().T.copy()"),
+    plant("gradients", InvertibleConv1x1, "inverse_backward", "-_pixels", "_pixels"),
+    plant("gradients", InvertibleConv1x1, "inverse_backward", "-products", "products"),
+    plant("gradients", InvertibleConv1x1, "inverse_backward", "inverse.T", "inverse"),
+]
+DENSE = [
+    *CONV1X1,
+    plant("gradients", InvertibleConv1x1, "_log_det_of", "self._updated_inverse()\n", "pass\n"),
+    plant("gradients", reference, "update_inverse", "slogdet(exact)[1]", "slogdet(exact)[0]"),
+    plant("gradients", reference, "update_inverse", "np.array_equal(weight, factored)", "True"),
+    plant("gradients", InvertibleConv1x1, "_add_gradients", "_updated_inverse().T", "_eye"),
+    plant("gradients", InvertibleConv1x1, "_add_gradients", "_inverse().T", "_inverse()"),
+]
+PLU = [
+    *CONV1X1,
+    plant("log_det", InvertibleConv1x1, "_log_det_of", "self.log_s.value.sum()", "0"),
+    plant("log_det", InvertibleConv1x1, "_factors", "xp.exp(self.log_s.value)", "xp.ones(5)"),
+    plant("gradients", InvertibleConv1x1, "_add_gradients", "self.permutation.value.T @ ", ""),
+    plant("gradients", InvertibleConv1x1, "_add_gradients", "upper.T", "upper"),
+    plant("gradients", InvertibleConv1x1, "_add_gradients", "lower.T @", "lower @"),
+    plant("gradients", InvertibleConv1x1, "_add_gradients", "(dupper * upper)", "dupper"),
+    plant("gradients", InvertibleConv1x1, "_add_gradients", " + dlog_det\n", "\n"),
+]
+ACTNORM_PIXELS = [
+    plant("log_det", reference, "actnorm_forward", "_pixels(x) *", ""),
+    plant("gradients", reference, "actnorm_backward", "_pixels(x) *", ""),
+]
+CONV1X1_PIXELS = [
+    plant("log_det", InvertibleConv1x1, "_log_det_of", "_pixels(x) *", ""),
+    plant("gradients", InvertibleConv1x1, "inverse_backward", "_pixels(dx) *", ""),
 ]
 BATCH_NORM = [
     Mutation(  # log sigma missing from both
@@ -422,6 +479,12 @@ MUTATIONS: dict[str, list[Mutation]] = {
     "cyclic-shift": NOT_AN_INVOLUTION,
     "diagonal": DIAGONAL,
     "batch-norm": BATCH_NORM + BATCH_NORM_TRAINING,
+    "actnorm": ACTNORM,
+    "actnorm-image": ACTNORM + ACTNORM_PIXELS,
+    "conv1x1-dense": DENSE,
+    "conv1x1-plu": PLU,
+    "conv1x1-dense-image": DENSE + CONV1X1_PIXELS,
+    "conv1x1-plu-image": PLU + CONV1X1_PIXELS,
     "logit-pixels": LOGIT,
     "logit-unit": LOGIT,
     "planar": PLANAR,

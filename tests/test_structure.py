@@ -22,7 +22,7 @@ ORDER = [
     {"params"},
     {"elementwise", "networks"},
     {"distributions", "bijections"},
-    {"checkpoint", "datasets", "metrics", "optim"},
+    {"checkpoint", "datasets", "dequantization", "metrics", "optim"},
     {"flow"},
     {"models", "plotting", "testing"},
     {"training"},

@@ -1,5 +1,11 @@
 """The kernels in CUDA C++, launched through CuPy."""
 
+from .actnorm import (
+    actnorm_backward,
+    actnorm_forward,
+    actnorm_inverse,
+    actnorm_inverse_backward,
+)
 from .affine import affine_backward, affine_forward, affine_inverse, affine_inverse_backward
 from .autoregressive import autoregressive_inverse, autoregressive_inverse_backward
 from .batch_norm import (
@@ -10,6 +16,7 @@ from .batch_norm import (
     moments,
 )
 from .columns import merge, permute, split
+from .conv import conv_backward, conv_forward
 from .densities import (
     bernoulli_backward,
     bernoulli_log_prob,
@@ -24,6 +31,13 @@ from .diagonal import (
     diagonal_inverse,
     diagonal_inverse_backward,
 )
+from .gated import (
+    concat_elu_backward,
+    concat_elu_forward,
+    gated_norm_backward,
+    gated_norm_forward,
+)
+from .inverse_matrix import update_inverse
 from .linear import linear_backward, linear_forward
 from .logit import logit_backward, logit_forward, logit_inverse, logit_inverse_backward
 from .masked_linear import masked_linear_backward, masked_linear_forward

@@ -62,6 +62,10 @@ class Bijection(Component):
         """Set stored statistics (not parameters) from x; return z for the layers that follow."""
         return self.forward(x, context)[0]
 
+    def singular(self) -> str | None:
+        """Why the map cannot be inverted with its present parameters; None if it can."""
+        return None
+
 
 def accumulate(total: Array | None, part: Array | None) -> Array | None:
     """The sum of two gradients of the context, either of which may be absent."""

@@ -13,10 +13,14 @@ Both directions of a layer make the same cache, so memory is a choice of the cha
     invert     keeps the end alone (and, if asked, an anchor every k layers) and walks back with the
                opposite direction: the activations kept do not grow with the number of layers.
                Rounding errors of the walk are measured on one row at every layer and reported.
+
+At a FactorOut layer a part of x leaves the walk; z holds these parts at its end, the last one to
+leave first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,7 +28,8 @@ import numpy as np
 
 from npflow.backend import Array
 from npflow.bijections.bijection import Bijection, accumulate
-from npflow.errors import ConfigurationError, InversionDriftError
+from npflow.bijections.factor_out import FactorOut
+from npflow.errors import ConfigurationError, InversionDriftError, ShapeError
 from npflow.params import walk
 
 
@@ -94,7 +99,7 @@ class ChainCache(NamedTuple):
 class Chain(Bijection):
     """The bijections of `layers`, one after the other."""
 
-    layers: tuple[Bijection, ...]
+    layers: tuple[Bijection | FactorOut, ...]
 
     def forward(self, x, context=None, memory=STORE):
         return self._walk(FORWARD, x, context, memory)
@@ -112,14 +117,29 @@ class Chain(Bijection):
         return self._walk_back(cache, dx, dlog_det, "inverse_backward")
 
     def initialize(self, x, context=None):
-        for layer in self.layers:
-            x = layer.initialize(x, context)
-        return x
+        return self._fold("initialize", x, context)
 
     def update_statistics(self, x, context=None):
+        return self._fold("update_statistics", x, context)
+
+    def _fold(self, method, x, context):
+        factored = _Factored(self)
         for layer in self.layers:
-            x = layer.update_statistics(x, context)
-        return x
+            if isinstance(layer, FactorOut):
+                x = factored.split(layer, x)
+            else:
+                x = getattr(layer, method)(x, context)
+        return factored.append_to(x)
+
+    def trace(self, x: Array, context: Array | None = None) -> Iterator[tuple[int, Array, Array]]:
+        """The number, the output and the log-det of each layer that x meets in training."""
+        factored = _Factored(self)
+        for k, layer in enumerate(self.layers):
+            if isinstance(layer, FactorOut):
+                x = factored.split(layer, x)
+            else:
+                x, log_det, _ = layer.training_forward(x, context)
+                yield k, x, log_det
 
     def check_memory(self, memory: Memory) -> None:
         """Raise ConfigurationError, naming the layer, if one cannot be walked back by inversion."""
@@ -130,8 +150,15 @@ class Chain(Bijection):
     def _walk(self, direction, x, context, memory):
         log_det = self.backend.xp.zeros(len(x), x.dtype)
         cache = ChainCache(direction, memory, {}, None, {}, context, [])
+        factored = _Factored(self)
         layers = list(enumerate(self.layers))
-        for k, layer in reversed(layers) if direction is INVERSE else layers:
+        if direction is INVERSE:
+            x = factored.cut_from(x)
+            layers.reverse()
+        for k, layer in layers:
+            if isinstance(layer, FactorOut):
+                x = factored.pass_by(layer, x, to_latents=direction is not INVERSE)
+                continue
             if memory.schedule == "recompute":
                 cache.kept[k] = x
             elif memory.schedule == "invert":
@@ -143,6 +170,8 @@ class Chain(Bijection):
             log_det += layer_log_det
             if memory.schedule == "store":
                 cache.kept[k] = layer_cache
+        if direction is not INVERSE:
+            x = factored.append_to(x)
         return x, log_det, cache._replace(end=x) if memory.schedule == "invert" else cache
 
     def _walk_back(self, cache, dx, dlog_det, pull_back):
@@ -153,8 +182,18 @@ class Chain(Bijection):
             )
         dcontext = None
         x = cache.end
+        to_latents = pull_back == "inverse_backward"
+        factored, dfactored = _Factored(self), _Factored(self)
         layers = list(enumerate(self.layers))
-        for k, layer in reversed(layers) if pull_back == "backward" else layers:
+        if not to_latents:
+            x, dx = factored.cut_from(x), dfactored.cut_from(dx)
+            layers.reverse()
+        for k, layer in layers:
+            if isinstance(layer, FactorOut):
+                dx = dfactored.pass_by(layer, dx, to_latents)
+                if cache.memory.schedule == "invert":
+                    x = factored.pass_by(layer, x, to_latents)
+                continue
             if cache.memory.schedule == "store":
                 layer_cache = cache.kept[k]
             elif cache.memory.schedule == "recompute":
@@ -167,7 +206,7 @@ class Chain(Bijection):
                 x = cache.kept.get(k, x)
             dx, layer_dcontext = getattr(layer, pull_back)(layer_cache, dx, dlog_det)
             dcontext = accumulate(dcontext, layer_dcontext)
-        return dx, dcontext
+        return dfactored.append_to(dx) if to_latents else dx, dcontext
 
     def _drift(self, found: Array, probe: Array) -> Array:
         xp = self.backend.xp
@@ -181,6 +220,46 @@ class Chain(Bijection):
                     f"layer {k} ({type(member).__name__}) cannot be walked back by inversion: "
                     f"{reason}; use memory='recompute' or 'store'"
                 )
+
+
+class _Factored:
+    """What of one array has left the walk at FactorOut layers, the last to leave at the end."""
+
+    def __init__(self, chain: Chain):
+        self.xp = chain.backend.xp
+        self.sizes = [f.features for f in chain.layers if isinstance(f, FactorOut)]
+        self.parts: list[Array] = []
+
+    def split(self, layer: FactorOut, x: Array) -> Array:
+        x, part = layer.split(x)
+        self.parts.append(part)
+        return x
+
+    def pass_by(self, layer: FactorOut, x: Array, to_latents: bool) -> Array:
+        """x behind this layer."""
+        return self.split(layer, x) if to_latents else layer.join(x, self.parts.pop())
+
+    def append_to(self, x: Array) -> Array:
+        """z = [x | last part | ... | first part]."""
+        if not self.parts:
+            return x
+        if x.ndim != 2:
+            raise ShapeError(
+                f"a chain with a FactorOut ends in shape {x.shape}; expected vectors (batch, "
+                "features), to which what was factored out is appended: end it in a Reshape"
+            )
+        return self.xp.concatenate([x, *reversed(self.parts)], axis=1)
+
+    def cut_from(self, z: Array) -> Array:
+        """The x that append_to had."""
+        if not self.sizes or z is None:
+            return z
+        start = z.shape[1] - sum(self.sizes)
+        x, stop = z[:, :start], z.shape[1]
+        for size in self.sizes:
+            self.parts.append(z[:, stop - size : stop])
+            stop -= size
+        return self.xp.ascontiguousarray(x)
 
 
 def check_drift(chain: Chain, cache: ChainCache) -> float:

@@ -1,4 +1,4 @@
-"""Which features a coupling keeps: index tuples for `Coupling(kept=...)`."""
+"""Which features or channels a coupling keeps: index tuples for `kept`."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def checkerboard(height: int, width: int, flip: bool = False) -> tuple[int, ...]
     """The pixels (i, j), row by row, with i + j even; with flip, odd (arXiv:1605.08803, fig. 3)."""
     i, j = np.divmod(np.arange(height * width), width)
     return tuple(int(k) for k in np.flatnonzero((i + j) % 2 == int(flip)))
+
+
+def checkerboard_channels(channels: int, flip: bool = False) -> tuple[int, ...]:
+    """A checkerboard of pixels as channels of a squeezed image with 4 * channels channels."""
+    corners = (1, 2) if flip else (0, 3)
+    return tuple(corner * channels + c for corner in corners for c in range(channels))

@@ -25,7 +25,7 @@ from npflow.errors import ConfigurationError
 
 
 class LogitCache(NamedTuple):
-    y: Array  # (B, D)
+    y: Array  # (B, ...)
 
 
 @dataclass(eq=False)
@@ -46,26 +46,28 @@ class Logit(Bijection):
             )
 
     def forward(self, x, context=None):
-        y, log_det = self.backend.kernels.logit_forward(x, self.lam, self.levels)
+        y, log_det = self._apply(self.backend.kernels.logit_forward, x)
         return y, log_det, LogitCache(y)
 
     def inverse(self, z, context=None):
-        x, log_det = self.backend.kernels.logit_inverse(z, self.lam, self.levels)
+        x, log_det = self._apply(self.backend.kernels.logit_inverse, z)
         return x, log_det, LogitCache(z)
 
     def backward(self, cache, dz, dlog_det):
-        return (
-            self.backend.kernels.logit_backward(dz, dlog_det, cache.y, self.lam, self.levels),
-            None,
-        )
+        return self._pull_back(self.backend.kernels.logit_backward, cache, dz, dlog_det), None
 
     def inverse_backward(self, cache, dx, dlog_det):
-        return (
-            self.backend.kernels.logit_inverse_backward(
-                dx, dlog_det, cache.y, self.lam, self.levels
-            ),
-            None,
-        )
+        kernel = self.backend.kernels.logit_inverse_backward
+        return self._pull_back(kernel, cache, dx, dlog_det), None
+
+    def _apply(self, kernel, x):
+        y, log_det = kernel(x.reshape(len(x), -1), self.lam, self.levels)  # images as vectors
+        return y.reshape(x.shape), log_det
+
+    def _pull_back(self, kernel, cache, dy, dlog_det):
+        rows = (len(dy), -1)
+        dx = kernel(dy.reshape(rows), dlog_det, cache.y.reshape(rows), self.lam, self.levels)
+        return dx.reshape(dy.shape)
 
 
 def dequantize(

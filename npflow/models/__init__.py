@@ -1,5 +1,6 @@
 """Builders of whole flows, with the papers' configurations by name."""
 
+from .glow import glow
 from .made import MADE_CONFIGURATIONS, ensemble_log_prob, made
 from .maf import MAF_CONFIGURATIONS, iaf, maf
 from .nice import NICE_CONFIGURATIONS, nice
@@ -13,6 +14,7 @@ __all__ = [
     "REALNVP_CONFIGURATIONS",
     "SPLINE_CONFIGURATIONS",
     "ensemble_log_prob",
+    "glow",
     "iaf",
     "made",
     "maf",

@@ -1,6 +1,8 @@
 """Conditioner networks: forward and hand-written backward."""
 
+from .convnet import ConvNet
 from .made import MADE
 from .mlp import MLP
+from .resnet import GatedResNet, ResNet
 
-__all__ = ["MADE", "MLP"]
+__all__ = ["MADE", "MLP", "ConvNet", "GatedResNet", "ResNet"]

@@ -1,0 +1,265 @@
+"""Convolution of channels-last images on the CPU; formulas in reference/conv.py.
+
+A convolution is a linear layer on the k x k patches around the pixels, and its patches may be taken
+on either side of the product: with W^ the weight turned by 180 degrees,
+
+    y = patches(x) W             y  = add_patches(x W^)
+    dW += patches(x)^T da        dW^ += x^T patches(da)
+    dx = add_patches(da W^T)     dx = patches(da) W^^T
+
+Both are exact. A patch is k k times as large as its pixel, so the thinner side takes the patches:
+the left column if C_in <= C_out, else the right one (but dx = patches(da) W^^T if C_in = C_out).
+They are made for a few images at a time, in scratch memory that stays in the second cache, and the
+products run on the register tiles of _gemm.py.
+
+Threads take blocks of images. Sums over images are kept apart in a number of groups that depends on
+the shapes alone, and are added in order: the bits do not depend on the number of threads.
+"""
+
+import numpy as np
+
+from npflow.kernels.cpu._gemm import VECTOR_BYTES, VECTORS, multiply, pack
+from npflow.kernels.cpu.linear import _PRODUCTS, _activate, _activate_backward, _code
+from npflow.kernels.cpu.threads import kernel, run
+
+_PIXELS = 196  # small images are taken together, at least this many pixels at a time
+_GROUPS = 16  # of images in sums over the batch: bounds the threads of backward ...
+_GROUP_WEIGHTS = 1 << 20  # ... and together, at most so many partial sums if there are more than 2
+
+
+@kernel
+def _patches(x, k, out):
+    """out (n, H, W, k k C): the k x k pixels around each pixel of x (n, H, W, C)."""
+    n, height, width, channels = x.shape
+    r = k // 2
+    run_length = k * channels
+    zero = x.dtype.type(0)
+    for image in range(n):
+        flat = x[image].reshape(height, width * channels)
+        for i in range(height):
+            for j in range(width):
+                patch = out[image, i, j]
+                inside = r <= j < width - r
+                for u in range(k):
+                    source, target = i + u - r, u * run_length
+                    if source < 0 or source >= height:
+                        for c in range(run_length):
+                            patch[target + c] = zero
+                        continue
+                    first = (j - r) * channels
+                    row = flat[source]
+                    if inside:
+                        for c in range(run_length):
+                            patch[target + c] = row[first + c]
+                    else:
+                        for c in range(run_length):
+                            at = first + c
+                            valid = 0 <= at < width * channels
+                            patch[target + c] = row[at] if valid else zero
+
+
+@kernel
+def _add_patches(parts, k, out):
+    """The adjoint of _patches: out (n, H, W, C) = sums of parts (n, H, W, k k C)."""
+    n, height, width, channels = out.shape
+    r = k // 2
+    zero = out.dtype.type(0)
+    for image in range(n):
+        for i in range(height):
+            for j in range(width):
+                pixel = out[image, i, j]
+                for c in range(channels):
+                    pixel[c] = zero
+                for u in range(max(0, i + r - height + 1), min(k, i + r + 1)):
+                    for v in range(max(0, j + r - width + 1), min(k, j + r + 1)):
+                        part = parts[image, i + r - u, j + r - v]
+                        target = (u * k + v) * channels
+                        for c in range(channels):
+                            pixel[c] += part[target + c]
+
+
+@kernel
+def _pack(matrix, width, panels):
+    """Panels of `width` columns of matrix."""
+    for p in range(len(panels)):
+        pack(matrix[:, p * width : (p + 1) * width], panels[p])
+
+
+@kernel
+def _multiply(a, panels, width, added, c):
+    """c = a B + added, B (depth, columns) given as panels."""
+    nothing = panels[0][:, :0]
+    for p in range(len(panels)):
+        columns = slice(p * width, min((p + 1) * width, c.shape[1]))
+        multiply(a, panels[p], c[:, columns], added[:, columns], nothing)
+
+
+@kernel
+def _forward(start, stop, images, x, k, panels, width, bias, activation, y):
+    """[start, stop) counts blocks of `images` images."""
+    n, height, columns, n_in = x.shape
+    n_out = y.shape[3]
+    size = images * height * columns
+    on_input = n_in <= n_out
+    patch = k * k * min(n_in, n_out) if k > 1 else 0
+    scratch = np.empty((size, patch), x.dtype)
+    zeros = np.zeros((1, patch), x.dtype)
+    for block in range(start, stop):
+        first, last = block * images, min((block + 1) * images, n)
+        rows = (last - first) * height * columns
+        x_rows, y_rows = x[first:last].reshape(rows, n_in), y[first:last].reshape(rows, n_out)
+        parts = scratch[:rows].reshape(last - first, height, columns, patch)
+        if k == 1:
+            _multiply(x_rows, panels, width, bias, y_rows)
+        elif on_input:
+            _patches(x[first:last], k, parts)
+            _multiply(scratch[:rows], panels, width, bias, y_rows)
+        else:
+            _multiply(x_rows, panels, width, zeros, scratch[:rows])
+            _add_patches(parts, k, y[first:last])
+            for i in range(rows):
+                for j in range(n_out):
+                    y_rows[i, j] += bias[0, j]
+        _activate(y_rows.reshape(-1), activation)
+
+
+@kernel
+def _backward(
+    start, stop, groups, images, dy, x, y, k, panels, width, activation, dweights, dbiases, dx
+):
+    """[start, stop) counts groups of images, each with its own sums dweights and dbiases."""
+    n, height, columns, n_in = x.shape
+    n_out = y.shape[3]
+    size = images * height * columns
+    on_input = n_in <= n_out
+    thin = min(n_in, n_out)
+    patch = k * k * thin if k > 1 else 0
+    lanes = VECTOR_BYTES // x.itemsize
+    full = VECTORS * lanes
+    scratch = np.empty((size, patch), x.dtype)
+    da = np.empty((images, height, columns, n_out), x.dtype)
+    n_panels, panel_width = _panels(dweights.shape[2], lanes)
+    factor_panels = np.empty((n_panels, size, full), x.dtype)
+    zeros = np.zeros((1, max(patch, n_in)), x.dtype)
+    for group in range(start, stop):
+        dweight, dbias = dweights[group], dbiases[group]
+        dweight[:] = 0
+        dbias[:] = 0
+        group_end = n * (group + 1) // groups
+        first = n * group // groups
+        while first < group_end:
+            last = min(first + images, group_end)
+            rows = (last - first) * height * columns
+            x_rows, dx_rows = x[first:last].reshape(rows, n_in), dx[first:last].reshape(rows, n_in)
+            block_da = da[: last - first]
+            da_rows = block_da.reshape(rows, n_out)
+            block_dy, block_y = dy[first:last].reshape(-1), y[first:last].reshape(-1)
+            _activate_backward(block_dy, block_y, activation, block_da.reshape(-1))
+            for i in range(rows):
+                for j in range(n_out):
+                    dbias[j] += da_rows[i, j]
+            parts = scratch[:rows].reshape(last - first, height, columns, patch)
+            # The factors of dweight += left^T right.
+            left, right = x_rows, da_rows
+            if k > 1 and on_input:
+                _patches(x[first:last], k, parts)
+                left = scratch[:rows]
+            elif k > 1:
+                _patches(block_da, k, parts)
+                right = scratch[:rows]
+            for p in range(n_panels):
+                pack(right[:, p * panel_width : (p + 1) * panel_width], factor_panels[p, :rows])
+            _multiply(left.T, factor_panels[:, :rows], panel_width, dweight, dweight)
+            if k == 1:
+                _multiply(da_rows, panels, width, zeros, dx_rows)
+            elif n_in < n_out:
+                _multiply(da_rows, panels, width, zeros, scratch[:rows])
+                _add_patches(parts, k, dx[first:last])
+            else:
+                if on_input:
+                    _patches(block_da, k, parts)
+                _multiply(scratch[:rows], panels, width, zeros, dx_rows)
+            first = last
+
+
+@kernel
+def _panels(columns, lanes):
+    """The number of panels for so many columns, and their width: as equal as vectors allow."""
+    vectors = -(-columns // lanes)
+    n = -(-vectors // VECTORS)
+    return n, -(-vectors // n) * lanes
+
+
+def _packed(matrix):
+    """matrix as panels, and the panels' width."""
+    lanes = VECTOR_BYTES // matrix.itemsize
+    n, width = _panels(matrix.shape[1], lanes)
+    panels = np.empty((n, len(matrix), VECTORS * lanes), matrix.dtype)
+    _pack(np.ascontiguousarray(matrix), width, panels)
+    return panels, width
+
+
+def _images(x):
+    """How many images are taken together."""
+    _, height, width, _ = x.shape
+    return -(-_PIXELS // (height * width))
+
+
+def conv_forward(x, weight, bias, activation):
+    x = np.ascontiguousarray(x)
+    k, _, n_in, n_out = _check(x, weight, bias)
+    matrix = weight.reshape(k * k * n_in, n_out)
+    if n_in > n_out:
+        turned = weight.reshape(k * k, n_in, n_out)[::-1]
+        matrix = turned.transpose(1, 0, 2).reshape(n_in, k * k * n_out)
+    panels, width = _packed(matrix)
+    y = np.empty((*x.shape[:3], n_out), x.dtype)
+    images = _images(x)
+    work = y.size * k * k * n_in // _PRODUCTS
+    arrays = x, k, panels, width, bias.reshape(1, -1), _code(activation), y
+    run(_forward, -(-len(x) // images), work, images, *arrays)
+    return y
+
+
+def conv_backward(dy, x, y, weight, activation, dweight, dbias):
+    dy, x, y = np.ascontiguousarray(dy), np.ascontiguousarray(x), np.ascontiguousarray(y)
+    k, _, n_in, n_out = _check(x, weight, dbias, y, dy)
+    by_tap = weight.reshape(k * k, n_in, n_out)
+    if n_in < n_out or k == 1:
+        matrix = by_tap.transpose(2, 0, 1).reshape(n_out, k * k * n_in)
+    else:
+        matrix = by_tap[::-1].transpose(0, 2, 1).reshape(k * k * n_out, n_in)
+    panels, width = _packed(matrix)
+    images = _images(x)
+    groups = max(2, min(_GROUPS, _GROUP_WEIGHTS // weight.size))
+    groups = min(groups, -(-len(x) // images))
+    shape = (k * k * n_in, n_out) if n_in <= n_out or k == 1 else (n_in, k * k * n_out)
+    dweights, dbiases = np.empty((groups, *shape), x.dtype), np.empty((groups, n_out))
+    dx = np.empty_like(x)
+    work = 2 * y.size * k * k * n_in // _PRODUCTS
+    arrays = dy, x, y, k, panels, width, _code(activation), dweights, dbiases, dx
+    run(_backward, groups, work, groups, images, *arrays)
+    total = dweights.sum(axis=0)
+    if shape[0] == n_in:
+        total = total.reshape(n_in, k * k, n_out)[:, ::-1].transpose(1, 0, 2)
+    dweight += total.reshape(weight.shape)
+    dbias += dbiases.sum(axis=0).astype(x.dtype)
+    return dx
+
+
+def _check(x, weight, bias, y=None, dy=None):
+    """weight's shape, if all fits: compiled code would read past the end of an array that is short.
+
+    Raises ValueError if it does not.
+    """
+    k, other_k, n_in, n_out = weight.shape
+    fits = k == other_k and k % 2 == 1 and weight.flags.c_contiguous
+    fits = fits and x.ndim == 4 and x.shape[3] == n_in and bias.shape == (n_out,)
+    output = (*x.shape[:3], n_out)
+    if not fits or any(array is not None and array.shape != output for array in (y, dy)):
+        shapes = [array.shape for array in (x, weight, bias, y, dy) if array is not None]
+        raise ValueError(
+            "expected x (B, H, W, C_in), a C-contiguous weight (k, k, C_in, C_out) with an odd k, "
+            f"bias (C_out,), y and dy (B, H, W, C_out); got {shapes}"
+        )
+    return weight.shape

@@ -1,0 +1,73 @@
+"""The convolutional network of Glow, a conditioner of couplings of images.
+
+Map       h_0 = [x | context];  h_1 = act(h_0 * W_1 + b_1);  h_2 = act(h_1 * W_2 + b_2), 1 x 1;
+          y = (h_2 * W_3 + b_3) e^3s
+Gradient  from the last layer to the first, that of each in conv.py;  dh_0 = [dx | dcontext]
+Source    Glow, arXiv:1807.03039, section 3.3 and its code, without the actnorms in it
+
+Cost: 2 (k k n_0 + n) n + 2 k k n n_out flops a pixel forward, twice that back, n = width. Cache:
+h_0, h_1 and h_2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from npflow.backend import Array
+from npflow.errors import ConfigurationError
+from npflow.networks.conv import Conv, ZeroConv, append_context, split_context
+from npflow.networks.mlp import ACTIVATIONS
+from npflow.params import Component
+
+
+class ConvNetCache(NamedTuple):
+    activations: tuple[Array, ...]  # h_0 (B, H, W, inputs + context), h_1 and h_2 (B, H, W, width)
+    context_axes: int  # 2 for a context (B, n), 4 for an image, 0 for none
+
+
+@dataclass(eq=False)
+class ConvNet(Component):
+    """x (B, H, W, inputs) -> y (B, H, W, outputs).
+
+    width      : channels of the two hidden layers
+    activation : "relu", "tanh", "leaky_relu" (slope 0.01) or "elu" (alpha 1)
+    context    : the number of context features; the context is (B, n) or an image (B, H, W, n)
+    zero_last  : end in a ZeroConv, so that a flow starts as the identity; else in a Conv
+    kernel     : width of the patches of the first and last layer, odd
+    """
+
+    inputs: int
+    width: int
+    outputs: int
+    activation: str = "relu"
+    context: int = 0
+    zero_last: bool = True
+    kernel: int = 3
+
+    def __post_init__(self):
+        if self.activation not in ACTIVATIONS:
+            raise ConfigurationError(
+                f"unknown activation {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}"
+            )
+        last = ZeroConv if self.zero_last else Conv
+        self.layers = (
+            Conv(self.inputs + self.context, self.width, self.kernel, self.activation),
+            Conv(self.width, self.width, 1, self.activation),
+            last(self.width, self.outputs, self.kernel),
+        )
+
+    def forward(self, x: Array, context: Array | None = None) -> tuple[Array, ConvNetCache]:
+        """y and the cache."""
+        inputs, context_axes = append_context(self.backend.xp, x, context, self.context)
+        h = [inputs]
+        for layer in self.layers:
+            h.append(layer.forward(h[-1]))
+        return h[-1], ConvNetCache(tuple(h[:-1]), context_axes)
+
+    def backward(self, cache: ConvNetCache, dy: Array) -> tuple[Array, Array | None]:
+        """dx and dcontext; dy may be overwritten."""
+        h = (*cache.activations, dy)  # the last layer is linear: its output is not needed
+        for i in reversed(range(len(self.layers))):
+            dy = self.layers[i].backward(dy, h[i], h[i + 1])
+        return split_context(self.backend.xp, dy, self.context, cache.context_axes)
