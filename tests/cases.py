@@ -153,8 +153,8 @@ def _pre_activations(network: Component, cache) -> list[Any]:
         return []
     if isinstance(network, ConvNet):
         conv = network.backend.kernels.conv_forward
-        layers = zip(cache.activations, network.layers, strict=True)
-        return [conv(h, m.weight.value, m.bias.value, "identity") for h, m in layers][:-1]
+        layers = zip(cache.activations[:-1], network.layers[:-1], strict=True)
+        return [conv(h, m.weight.value, m.bias.value, "identity") for h, m in layers]
     layers = zip(cache.activations[:-1], network.weights[:-1], network.biases[:-1], strict=True)
     return [h @ w.value + b.value for h, w, b in layers]
 
@@ -222,7 +222,7 @@ def on_image(layer: Bijection, d: int) -> Chain:
 
 
 def image_coupling(
-    shape, kept, map=Affine, activation="tanh", context=0, kernel=3, width=3
+    shape, kept, map=Affine, activation="tanh", context=0, kernels=(3, 1, 3), width=3
 ) -> ImageCoupling:
     """activation: of a ConvNet, or "gated" for a GatedResNet."""
     channels = shape[2]
@@ -233,7 +233,7 @@ def image_coupling(
     if activation == "gated":
         network: Any = GatedResNet(inputs, width, outputs, blocks=1, context=context)
     else:
-        network = ConvNet(inputs, width, outputs, activation, context, kernel=kernel)
+        network = ConvNet(inputs, width, outputs, activation, context, kernels=kernels)
     return ImageCoupling(shape, kept, map, network)
 
 
@@ -261,7 +261,7 @@ def two_scales(d: int, context: int = 0) -> Chain:
         image_coupling(shape, half(d), context=context),
         FactorOut(shape),
         Squeeze((2, 2, rest)),
-        image_coupling((1, 1, 4 * rest), half(4 * rest, flip=True), Additive, kernel=1),
+        image_coupling((1, 1, 4 * rest), half(4 * rest, flip=True), Additive, kernels=(1, 1, 1)),
         Reshape((1, 1, 4 * rest), (4 * rest,)),
     )
 
@@ -278,10 +278,10 @@ def small_glow() -> Chain:
         (4, 4, 1),
         Squeeze((4, 4, 1)),
         *glow_step((2, 2, 4), "dense"),
-        image_coupling((2, 2, 4), half(4), width=2, kernel=1),
+        image_coupling((2, 2, 4), half(4), width=2, kernels=(1, 1, 1)),
         FactorOut((2, 2, 4)),
         Squeeze((2, 2, 2)),
-        *glow_step((1, 1, 8), "plu", kernel=1),
+        *glow_step((1, 1, 8), "plu", kernels=(1, 1, 1)),
         FactorOut((1, 1, 8)),
         Reshape((1, 1, 4), (4,)),
     )

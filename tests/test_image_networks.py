@@ -272,7 +272,7 @@ def test_the_number_of_threads_changes_no_bit(dtype, monkeypatch):
 NETWORKS: dict[str, Any] = {
     "convnet": lambda **options: ConvNet(2, 5, 3, **options),
     "convnet-tanh": lambda **options: ConvNet(2, 5, 3, "tanh", **options),
-    "convnet-wide-patches": lambda **options: ConvNet(2, 4, 3, "elu", kernel=5, **options),
+    "convnet-wide-patches": lambda **options: ConvNet(2, 4, 3, "elu", kernels=(5, 1, 5), **options),
     "resnet": lambda **options: ResNet(2, 4, 3, 2, **options),
     "gated-resnet": lambda **options: GatedResNet(2, 4, 3, 2, **options),
 }
@@ -617,7 +617,7 @@ def test_planted_errors_are_caught(name, monkeypatch):
     [
         (lambda: ConvNet(2, 4, 3, "gelu"), "unknown activation 'gelu'"),
         (lambda: ConvNet(2, 4, 3, "identity"), "unknown activation 'identity'"),
-        (lambda: ConvNet(2, 4, 3, kernel=2), "kernel of 2"),
+        (lambda: ConvNet(2, 4, 3, kernels=(2, 1, 2)), "kernel of 2"),
         (lambda: ConvNet(2, 0, 3), "0 output channels"),
         (lambda: ResNet(0, 4, 3, 1), "0 input"),
         (lambda: ResNet(2, 4, 3, 0), "blocks is 0"),

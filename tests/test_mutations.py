@@ -19,21 +19,27 @@ from npflow.bijections import (
     BatchNorm,
     Chain,
     Coupling,
+    FactorOut,
+    ImageCoupling,
     Inverse,
     InvertibleConv1x1,
     MaskedAutoregressive,
     Permutation,
     Planar,
     Radial,
+    Reshape,
     Scale,
+    Squeeze,
+    chain,
     planar,
     radial,
 )
 from npflow.elementwise import Additive, Affine, RationalQuadratic
 from npflow.errors import CheckError
 from npflow.kernels import reference
-from npflow.kernels.reference import linear, masked_linear, rational_quadratic
-from npflow.networks import MADE, MLP
+from npflow.kernels.reference import conv, linear, masked_linear, rational_quadratic
+from npflow.networks import MADE, MLP, convnet
+from npflow.networks.conv import ZeroConv
 
 
 class Edit(NamedTuple):
@@ -87,8 +93,7 @@ COUPLING = [
 CONTEXT = [
     plant("gradients", MLP, "backward", "dy[:, self.inputs :]", "0 * dy[:, self.inputs :]"),
 ]
-AFFINE = [
-    *COUPLING,
+AFFINE_MAP = [
     Mutation(
         "log_det",
         (
@@ -107,20 +112,21 @@ AFFINE = [
     plant("gradients", reference, "affine_inverse_backward", "-dx * x", "dx * x"),
     plant("gradients", reference, "affine_inverse_backward", "[-dz,", "[dz,"),
 ]
-LEARNED_BOUND = [
-    *AFFINE,
+AFFINE = COUPLING + AFFINE_MAP
+BOUND = [
     plant("gradients", reference, "affine_backward", "dbound +=", "dbound -="),
     plant("gradients", reference, "affine_backward", "dbound +=", "dbound[...] ="),
     plant("gradients", reference, "affine_inverse_backward", "dbound +=", "dbound += 0 *"),
 ]
-ADDITIVE = [
-    *COUPLING,
+LEARNED_BOUND = AFFINE + BOUND
+ADDITIVE_MAP = [
     plant("inverse", Additive, "inverse", "z - params", "z + params"),
     plant("inverse", Additive, "inverse", "xp.zeros", "xp.ones"),
     plant("log_det", Additive, "forward", "xp.zeros", "xp.ones"),
     plant("gradients", Additive, "backward", "dz.copy()", "0 * dz"),
     plant("gradients", Additive, "inverse_backward", "-dx", "dx.copy()"),
 ]
+ADDITIVE = COUPLING + ADDITIVE_MAP
 ONE_BIN = [  # what the identity can show
     plant("inverse", reference, "rational_quadratic_forward", "bin.y0 + ", "1.01 * "),
     plant("inverse", reference, "rational_quadratic_inverse", "bin.x0 + ", "1.01 * "),
@@ -334,15 +340,91 @@ SCALE = [
     plant("gradients", Scale, "backward", "dz * self.factor", "dz"),
     plant("gradients", Scale, "inverse_backward", "dx / self.factor", "dx * self.factor"),
 ]
-CHAIN = [
+SUM = [
     plant("log_det", Chain, "_walk", "log_det += layer_log_det", "log_det = layer_log_det"),
-    plant("inverse", Chain, "_walk", "if direction is INVERSE", "if False"),
     plant("gradients", Chain, "_walk_back", "(layer_cache, dx, dlog", "(layer_cache, dx, 0 * dlog"),
-    plant("gradients", Chain, "_walk_back", 'if pull_back == "backward"', "if True"),
 ]
-CHAIN_CONTEXT = [
-    *CHAIN,
+CHAIN = [
+    *SUM,
+    plant("inverse", Chain, "_walk", "layers.reverse()", "pass"),
+    plant("gradients", Chain, "_walk_back", "layers.reverse()", "pass"),
+]
+SUM_CONTEXT = [
     plant("gradients", Chain, "_walk_back", "accumulate(dcontext, layer_", "(layer_"),
+]
+RESHAPE = [
+    plant("inverse", Reshape, "inverse", "xp.zeros", "xp.ones"),
+    plant("log_det", Reshape, "forward", "xp.zeros", "xp.ones"),
+    plant("gradients", Reshape, "backward", "dz.reshape", "0 * dz.reshape"),
+    plant("gradients", Reshape, "inverse_backward", "dx.reshape", "0 * dx.reshape"),
+]
+SQUEEZE = [
+    plant("inverse", Squeeze, "inverse", "xp.zeros", "xp.ones"),
+    plant("log_det", Squeeze, "forward", "xp.zeros", "xp.ones"),
+    plant("inverse", Squeeze, "_squeeze", "0, 1, 3, 2, 4, 5", "0, 3, 1, 2, 4, 5"),
+    plant("inverse", Squeeze, "_unsqueeze", ".transpose(0, 1, 3, 2, 4, 5)", ""),
+    plant("gradients", Squeeze, "backward", "_unsqueeze(dz)", "_unsqueeze(dz[..., ::-1])"),
+    plant("gradients", Squeeze, "inverse_backward", "_squeeze(dx)", "_squeeze(-dx)"),
+]
+CONVOLUTION = [
+    plant("gradients", conv, "linear_backward", "dweight += x.T", "dweight[...] = x.T"),
+    plant("gradients", conv, "linear_backward", "dbias += da", "dbias += 0 * da"),
+    plant("gradients", ZeroConv, "backward", "LOG_GAIN_FACTOR * (", "("),
+]
+PATCHES = [
+    *CONVOLUTION,
+    plant("gradients", conv, "patches", "(0, 0)])", '(0, 0)], "edge")'),
+    plant("gradients", conv, "add_patches", "v : v + width", "k - 1 - v : k - 1 - v + width"),
+]
+PATCHES_TANH = [
+    *PATCHES,
+    plant("gradients", linear, "_act_derivative", "(1 - y) * (1 + y)", "1 - y"),
+]
+IMAGE_CONTEXT = [
+    plant("gradients", convnet, "split_context", ".sum(axis=(1, 2))", ".mean(axis=(1, 2))"),
+]
+GATED = [
+    plant("gradients", reference, "concat_elu_backward", "dp - dn", "dp + dn"),
+    plant("gradients", reference, "gated_norm_backward", " - mean", ""),
+    plant("gradients", reference, "gated_norm_backward", "dgain +=", "dgain[...] ="),
+]
+IMAGE_COUPLING = [
+    plant("inverse", ImageCoupling, "inverse", "self.map.inverse(z_b", "self.map.forward(z_b"),
+    plant("gradients", ImageCoupling, "_backward", "xp.repeat(", "xp.tile("),
+    plant("gradients", ImageCoupling, "_condition_backward", "dx_a += dz_a", "pass"),
+]
+PIXELS = [
+    Mutation(  # the log-det of one pixel
+        "log_det",
+        (
+            Edit(ImageCoupling, "forward", ".sum(axis=1)", "[:, 0]"),
+            Edit(ImageCoupling, "inverse", ".sum(axis=1)", "[:, 0]"),
+        ),
+    ),
+]
+CHANNELS = [
+    *IMAGE_COUPLING,
+    plant("gradients", ImageCoupling, "_condition_backward", "dseen.resh", "0 * dseen.resh"),
+]
+CHECKERBOARD = [
+    *IMAGE_COUPLING,
+    plant("gradients", ImageCoupling, "_condition_backward", "_split(dseen)", "_split(0 * dseen)"),
+    plant("gradients", ImageCoupling, "_condition_backward", "(zeros, dpar", "(zeros, 0 * dpar"),
+]
+AS_MANY_KEPT = [  # pixels as transformed ones
+    *CHECKERBOARD,
+    plant("gradients", ImageCoupling, "_condition", "self._used)", "self._ignored)"),
+    plant("gradients", ImageCoupling, "_merge", "(x_a, x_b,", "(x_b, x_a,"),
+]
+FACTOR_OUT = [
+    plant("inverse", FactorOut, "join", "[kept, factored]", "[factored, kept]"),
+    plant("gradients", FactorOut, "split", "x[..., self._kept :]", "-x[..., self._kept :]"),
+    plant("gradients", chain._Factored, "cut_from", "z[:, stop", "0 * z[:, stop"),
+]
+FACTOR_OUT_TWICE = [
+    *FACTOR_OUT,
+    plant("inverse", chain._Factored, "append_to", "*reversed(self.parts)", "*self.parts"),
+    plant("inverse", chain._Factored, "cut_from", "stop -= size", "pass"),
 ]
 INVERSE = [
     plant("gradients", Inverse, "backward", ".inverse_backward(", ".backward("),
@@ -485,6 +567,25 @@ MUTATIONS: dict[str, list[Mutation]] = {
     "conv1x1-plu": PLU,
     "conv1x1-dense-image": DENSE + CONV1X1_PIXELS,
     "conv1x1-plu-image": PLU + CONV1X1_PIXELS,
+    "reshape": RESHAPE,
+    "squeeze": SQUEEZE + RESHAPE,
+    "image-coupling": CHANNELS + PIXELS + AFFINE_MAP + BOUND + PATCHES_TANH,
+    "image-coupling-flipped": CHANNELS + PIXELS + AFFINE_MAP + BOUND + PATCHES_TANH,
+    "image-coupling-squeezed-checkerboard": CHANNELS + PIXELS + AFFINE_MAP + BOUND + PATCHES_TANH,
+    "image-coupling-checkerboard": CHECKERBOARD + PIXELS + AFFINE_MAP + BOUND + PATCHES_TANH,
+    "image-coupling-checkerboard-flipped": AS_MANY_KEPT + PIXELS + AFFINE_MAP + PATCHES + ELU,
+    "image-coupling-context": CHANNELS + PIXELS + AFFINE_MAP + PATCHES_TANH + IMAGE_CONTEXT,
+    "image-coupling-checkerboard-context": AS_MANY_KEPT + PATCHES_TANH + IMAGE_CONTEXT,
+    "image-coupling-relu": CHANNELS + PIXELS + AFFINE_MAP + PATCHES + RELU,
+    "image-coupling-additive": CHANNELS + ADDITIVE_MAP + PATCHES_TANH,
+    "image-coupling-spline": CHANNELS + PIXELS + SPLINE_MAP + PATCHES_TANH,
+    "image-coupling-checkerboard-spline": CHECKERBOARD + SPLINE_MAP + PATCHES_TANH,
+    "image-coupling-gated": CHANNELS + PIXELS + AFFINE_MAP + GATED,
+    "multi-scale": FACTOR_OUT + SUM + SQUEEZE + CHANNELS + ADDITIVE_MAP + AFFINE_MAP,
+    "multi-scale-context": FACTOR_OUT + SUM + IMAGE_CONTEXT,
+    "multi-scale-nested": FACTOR_OUT + SUM + INVERSE,
+    "inverse-multi-scale": FACTOR_OUT + INVERSE + SQUEEZE,
+    "glow": FACTOR_OUT_TWICE + SQUEEZE + SUM + CHANNELS + PIXELS + AFFINE_MAP + ACTNORM_PIXELS,
     "logit-pixels": LOGIT,
     "logit-unit": LOGIT,
     "planar": PLANAR,
@@ -503,7 +604,7 @@ MUTATIONS: dict[str, list[Mutation]] = {
     "autoregressive-agnostic": MASKED_TANH + MASKED_CONTEXT + DIRECT + AGNOSTIC,
     "inverse-autoregressive": INVERSE + MASKED_TANH,
     "chain": CHAIN + LEARNED_BOUND + ADDITIVE,
-    "chain-context": CHAIN_CONTEXT,
+    "chain-context": CHAIN + SUM_CONTEXT,
     "chain-nested": CHAIN + SCALE,
     "inverse-coupling": INVERSE + LEARNED_BOUND,
     "inverse-batch-norm": INVERSE + BATCH_NORM[:-1],

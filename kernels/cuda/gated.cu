@@ -102,8 +102,8 @@ __global__ void gated_norm_backward(
     }
 }
 
-// parts (gridDim.y, 2, c): sums of dy s_hat and of dy. A block has a tile of columns (blockIdx.x) and
-// every gridDim.y-th group of rows.
+// parts (gridDim.y, 2, c): sums of dy s_hat and of dy. A block has a tile of columns (blockIdx.x)
+// and every gridDim.y-th group of rows.
 template <typename T>
 __global__ void gated_norm_sums(
     const T* dy, const T* s_hat, double* parts, long long rows, long long c) {

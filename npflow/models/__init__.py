@@ -5,6 +5,7 @@ from .made import MADE_CONFIGURATIONS, ensemble_log_prob, made
 from .maf import MAF_CONFIGURATIONS, iaf, maf
 from .nice import NICE_CONFIGURATIONS, nice
 from .realnvp import REALNVP_CONFIGURATIONS, realnvp
+from .realnvp_multiscale import REALNVP_MULTISCALE_CONFIGURATIONS, realnvp_multiscale
 from .spline import SPLINE_CONFIGURATIONS, spline_coupling
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "MAF_CONFIGURATIONS",
     "NICE_CONFIGURATIONS",
     "REALNVP_CONFIGURATIONS",
+    "REALNVP_MULTISCALE_CONFIGURATIONS",
     "SPLINE_CONFIGURATIONS",
     "ensemble_log_prob",
     "glow",
@@ -20,5 +22,6 @@ __all__ = [
     "maf",
     "nice",
     "realnvp",
+    "realnvp_multiscale",
     "spline_coupling",
 ]

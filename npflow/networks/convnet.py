@@ -34,7 +34,7 @@ class ConvNet(Component):
     activation : "relu", "tanh", "leaky_relu" (slope 0.01) or "elu" (alpha 1)
     context    : the number of context features; the context is (B, n) or an image (B, H, W, n)
     zero_last  : end in a ZeroConv, so that a flow starts as the identity; else in a Conv
-    kernel     : width of the patches of the first and last layer, odd
+    kernels    : the width of the patches of each layer, odd; one for every layer, 2 or more
     """
 
     inputs: int
@@ -43,18 +43,20 @@ class ConvNet(Component):
     activation: str = "relu"
     context: int = 0
     zero_last: bool = True
-    kernel: int = 3
+    kernels: tuple[int, ...] = (3, 1, 3)
 
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:
             raise ConfigurationError(
                 f"unknown activation {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}"
             )
-        last = ZeroConv if self.zero_last else Conv
+        if len(self.kernels) < 2:
+            raise ConfigurationError(f"kernels is {self.kernels}; expected 2 layers or more")
+        first, *others, last = self.kernels
         self.layers = (
-            Conv(self.inputs + self.context, self.width, self.kernel, self.activation),
-            Conv(self.width, self.width, 1, self.activation),
-            last(self.width, self.outputs, self.kernel),
+            Conv(self.inputs + self.context, self.width, first, self.activation),
+            *(Conv(self.width, self.width, kernel, self.activation) for kernel in others),
+            (ZeroConv if self.zero_last else Conv)(self.width, self.outputs, last),
         )
 
     def forward(self, x: Array, context: Array | None = None) -> tuple[Array, ConvNetCache]:
