@@ -348,7 +348,8 @@ CASES: dict[str, Callable[[int], Case]] = {
         scale=0.15,
     ),
     "image-coupling-checkerboard-spline": lambda d: replace(
-        image_case((1, 3, 1), "checkerboard", map=partial(RationalQuadratic, bins=2)), **SPLINE
+        image_case((2, 3, 1), "checkerboard", map=partial(RationalQuadratic, bins=3, bound=1.5)),
+        **SPLINE,
     ),
     "image-coupling-gated": lambda d: image_case((2, 2, d), half(d), activation="gated"),
     "multi-scale": lambda d: Case(two_scales(d), 4 * d),

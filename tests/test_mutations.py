@@ -361,10 +361,12 @@ RESHAPE = [
 SQUEEZE = [
     plant("inverse", Squeeze, "inverse", "xp.zeros", "xp.ones"),
     plant("log_det", Squeeze, "forward", "xp.zeros", "xp.ones"),
-    plant("inverse", Squeeze, "_squeeze", "0, 1, 3, 2, 4, 5", "0, 3, 1, 2, 4, 5"),
-    plant("inverse", Squeeze, "_unsqueeze", ".transpose(0, 1, 3, 2, 4, 5)", ""),
     plant("gradients", Squeeze, "backward", "_unsqueeze(dz)", "_unsqueeze(dz[..., ::-1])"),
     plant("gradients", Squeeze, "inverse_backward", "_squeeze(dx)", "_squeeze(-dx)"),
+]
+SEVERAL_BLOCKS = [  # of 2 x 2 pixels
+    plant("inverse", Squeeze, "_squeeze", ".transpose(0, 1, 3, 2, 4, 5)", ""),
+    plant("inverse", Squeeze, "_unsqueeze", ".transpose(0, 1, 3, 2, 4, 5)", ""),
 ]
 CONVOLUTION = [
     plant("gradients", conv, "linear_backward", "dweight += x.T", "dweight[...] = x.T"),
@@ -385,12 +387,11 @@ IMAGE_CONTEXT = [
 ]
 GATED = [
     plant("gradients", reference, "concat_elu_backward", "dp - dn", "dp + dn"),
-    plant("gradients", reference, "gated_norm_backward", " - mean", ""),
-    plant("gradients", reference, "gated_norm_backward", "dgain +=", "dgain[...] ="),
+    plant("gradients", reference, "gated_norm_backward", " - mean - nor", " - nor"),
+    plant("gradients", reference, "gated_norm_backward", "dgain += (", "dgain[...] = ("),
 ]
 IMAGE_COUPLING = [
     plant("inverse", ImageCoupling, "inverse", "self.map.inverse(z_b", "self.map.forward(z_b"),
-    plant("gradients", ImageCoupling, "_backward", "xp.repeat(", "xp.tile("),
     plant("gradients", ImageCoupling, "_condition_backward", "dx_a += dz_a", "pass"),
 ]
 PIXELS = [
@@ -401,6 +402,7 @@ PIXELS = [
             Edit(ImageCoupling, "inverse", ".sum(axis=1)", "[:, 0]"),
         ),
     ),
+    plant("gradients", ImageCoupling, "_backward", "xp.repeat(", "xp.tile("),
 ]
 CHANNELS = [
     *IMAGE_COUPLING,
@@ -568,7 +570,7 @@ MUTATIONS: dict[str, list[Mutation]] = {
     "conv1x1-dense-image": DENSE + CONV1X1_PIXELS,
     "conv1x1-plu-image": PLU + CONV1X1_PIXELS,
     "reshape": RESHAPE,
-    "squeeze": SQUEEZE + RESHAPE,
+    "squeeze": SQUEEZE + SEVERAL_BLOCKS + RESHAPE,
     "image-coupling": CHANNELS + PIXELS + AFFINE_MAP + BOUND + PATCHES_TANH,
     "image-coupling-flipped": CHANNELS + PIXELS + AFFINE_MAP + BOUND + PATCHES_TANH,
     "image-coupling-squeezed-checkerboard": CHANNELS + PIXELS + AFFINE_MAP + BOUND + PATCHES_TANH,
@@ -581,11 +583,11 @@ MUTATIONS: dict[str, list[Mutation]] = {
     "image-coupling-spline": CHANNELS + PIXELS + SPLINE_MAP + PATCHES_TANH,
     "image-coupling-checkerboard-spline": CHECKERBOARD + SPLINE_MAP + PATCHES_TANH,
     "image-coupling-gated": CHANNELS + PIXELS + AFFINE_MAP + GATED,
-    "multi-scale": FACTOR_OUT + SUM + SQUEEZE + CHANNELS + ADDITIVE_MAP + AFFINE_MAP,
+    "multi-scale": FACTOR_OUT + SUM + SQUEEZE + CHANNELS + PIXELS + ADDITIVE_MAP + AFFINE_MAP,
     "multi-scale-context": FACTOR_OUT + SUM + IMAGE_CONTEXT,
     "multi-scale-nested": FACTOR_OUT + SUM + INVERSE,
     "inverse-multi-scale": FACTOR_OUT + INVERSE + SQUEEZE,
-    "glow": FACTOR_OUT_TWICE + SQUEEZE + SUM + CHANNELS + PIXELS + AFFINE_MAP + ACTNORM_PIXELS,
+    "glow": FACTOR_OUT_TWICE + SEVERAL_BLOCKS + SUM + CHANNELS + PIXELS + ACTNORM_PIXELS,
     "logit-pixels": LOGIT,
     "logit-unit": LOGIT,
     "planar": PLANAR,

@@ -1,20 +1,19 @@
 """Peak memory of training steps of an image flow, counted alike for every system (Linux).
 
-Counted is the resident memory of the whole process: its peak over the steps, less what was there
-before the flow, its optimiser and the batch were made. So NumPy's, Numba's and torch's allocations,
-their workspaces and fragments all count; libraries, compiled code and threads do not, since steps
-of a small flow (one step of flow a scale, an eighth of the batch) have loaded them before.
+Counted is the resident memory of the whole process, so NumPy's, Numba's and torch's allocations,
+their workspaces and fragments all count. Of its peak over the steps two differences are taken:
 
-Parameters, gradients and Adam's two moments grow with the depth under any schedule;
-`without_state_mib` is the peak less these 16 bytes a float32 parameter.
+    peak_mib : to what was there before the flow, its optimiser and the batch were made
+    step_mib : to what stays between two steps. Parameters, gradients and Adam's moments, which grow
+               with the depth under any schedule, are part of peak_mib alone
+
+Libraries, compiled code and threads are part of neither: steps of a small flow (one step of flow a
+scale, an eighth of the batch) have loaded them before.
 """
 
 import ctypes
 import gc
 from pathlib import Path
-
-MIB = 2**20
-STATE_BYTES = 4 * 4
 
 
 def peak_memory(build, depth, batch, time_ms):
@@ -24,20 +23,27 @@ def peak_memory(build, depth, batch, time_ms):
     step()
     step()
     del step
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory that stays resident would hide what follows
-    before = resident_mib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = settled_mib()
     parameters, step = build(depth, batch)
+    step()
+    between = settled_mib()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     ms = time_ms(step)
-    peak = resident_mib("VmHWM") - before
+    peak = resident_mib("VmHWM")
     return {
         "depth": depth,
         "parameters": parameters,
-        "peak_mib": peak,
-        "without_state_mib": peak - STATE_BYTES * parameters / MIB,
+        "peak_mib": peak - before,
+        "step_mib": peak - between,
         "ms": ms,
     }
+
+
+def settled_mib():
+    """The resident memory without what is free: that would hide what is allocated next."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return resident_mib("VmRSS")
 
 
 def resident_mib(field):
