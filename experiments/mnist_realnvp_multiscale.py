@@ -14,8 +14,10 @@ TRAINING: dict[str, dict[str, Any]] = {
     "paper": {"epochs": 20, "schedule": "cosine", "average": 0.999, "max_norm": 50.0},
     "uva": {"epochs": 10, "schedule": "cosine", "average": 0.999, "max_norm": 50.0},
     "spline": {
-        "epochs": 40,
+        "epochs": 30,
         "batch_size": 64,
+        "learning_rate": 3e-3,
+        "warm_up_steps": 200,
         "schedule": "cosine",
         "average": 0.999,
         "max_norm": 50.0,

@@ -27,7 +27,7 @@ import numpy as np
 from npflow import random
 from npflow.backend import Array
 from npflow.bijections import Bijection, Logit
-from npflow.bijections.chain import STORE, Chain, ChainCache, Memory
+from npflow.bijections.chain import RECOMPUTE, STORE, Chain, ChainCache, Memory
 from npflow.bijections.preprocess import LogitCache
 from npflow.errors import ConfigurationError
 from npflow.params import Component, Parameter, walk
@@ -123,7 +123,7 @@ class VariationalDequantization(Component):
     ) -> int | None:
         """The first layer of the bijection whose inverse is not finite in `sample`."""
         inputs = self._inputs(values, seed, step, stream)
-        y, _, cache = self.bijection.inverse(*inputs, Memory("recompute"))
+        y, _, cache = self.bijection.inverse(*inputs, RECOMPUTE)
         layers, outputs = list(cache.kept), [*list(cache.kept.values())[1:], y]  # as applied
         for k, output in zip(layers, outputs, strict=False):
             if not self.backend.xp.isfinite(output).all():

@@ -19,7 +19,7 @@ import numpy as np
 from npflow import checkpoint
 from npflow.backend import Array, Backend, get_backend
 from npflow.bijections.bijection import Bijection
-from npflow.bijections.chain import STORE, Chain, Memory, as_memory, check_drift
+from npflow.bijections.chain import RECOMPUTE, STORE, Chain, Memory, as_memory, check_drift
 from npflow.dequantization import Dequantized, VariationalDequantization
 from npflow.distributions import Distribution
 from npflow.errors import (
@@ -94,6 +94,20 @@ class Flow:
         self._require_finite(log_prob, x, context)
         return log_prob
 
+    def log_prob_and_grad(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        """log p(x) in nats (B,) and d log p(x) / dx (B, *shape), as log_prob sees x.
+
+        Leaves `params.grads` zero. Raises as log_prob.
+        """
+        x, context = self._check_input(x, context)
+        self.check_domain(x)
+        ones = self.backend.xp.ones(len(x), self.backend.dtype)
+        log_prob, dx = self._pull_back(self.bijection.forward(x, context), context, ones)
+        for result in (log_prob, dx):
+            self._require_finite(result, x, context)
+        self.params.zero_grads()
+        return log_prob, dx
+
     def bound(
         self,
         values: Array,
@@ -134,7 +148,7 @@ class Flow:
         self, x: Array, context: Array | None = None, memory: str | Memory = STORE
     ) -> Array:
         """nll_and_grad without checks and without waiting for a device: a 0-d float64 array."""
-        log_prob, _, _ = self._log_prob_and_grad(x, context, as_memory(memory))
+        log_prob, _, _ = self._training_log_prob_and_grad(x, context, as_memory(memory))
         return -self.backend.xp.mean(log_prob, dtype=np.float64)
 
     def bound_and_grad(
@@ -152,7 +166,7 @@ class Flow:
         """
         memory = as_memory(memory)
         x, log_q, cache = self._dequantize(values, seed, step, stream, memory)
-        log_prob, dx, dlog_prob = self._log_prob_and_grad(x, context, memory)
+        log_prob, dx, dlog_prob = self._training_log_prob_and_grad(x, context, memory)
         assert self.dequantizer is not None
         self.dequantizer.backward(cache, dx, -dlog_prob)
         self.drift = max(self.drift, check_drift(self.dequantizer.bijection, cache.bijection))
@@ -226,7 +240,7 @@ class Flow:
     def to_latent(self, x: Array, context: Array | None = None) -> Array:
         """z = forward(x)."""
         x, context = self._check_input(x, context)
-        return self.bijection.forward(x, context)[0]
+        return self.bijection.forward(x, context, RECOMPUTE)[0]
 
     def from_latent(self, z: Array, context: Array | None = None) -> Array:
         """x = inverse(z)."""
@@ -358,7 +372,7 @@ class Flow:
 
     def _inverse(self, z: Array, context: Array | None) -> tuple[Array, Array]:
         """x = inverse(z) and its log_det. Raises SingularMatrixError, naming the layer."""
-        x, log_det, _ = self.bijection.inverse(z, context)
+        x, log_det, _ = self.bijection.inverse(z, context, RECOMPUTE)
         if not self.backend.xp.isfinite(x).all():
             singular = self._singular_error()
             if singular is not None:
@@ -366,21 +380,28 @@ class Flow:
         return x, log_det
 
     def _log_prob(self, x: Array, context: Array | None) -> Array:
-        z, log_det, _ = self.bijection.forward(x, context)
+        z, log_det, _ = self.bijection.forward(x, context, RECOMPUTE)
         return self.base.log_prob(z, context) + log_det
 
-    def _log_prob_and_grad(
+    def _training_log_prob_and_grad(
         self, x: Array, context: Array | None, memory: Memory
     ) -> tuple[Array, Array, Array]:
         """log p(x), and dx and dlog_prob of L = -mean log p(x); its gradient in params.grads."""
-        self.params.zero_grads()
-        z, log_det, cache = self.bijection.training_forward(x, context, memory)
-        log_base, base_cache = self.base.forward(z, context)
         dlog_prob = self.backend.xp.full(len(x), -1 / len(x), self.backend.dtype)
+        walk_forward = self.bijection.training_forward(x, context, memory)
+        return *self._pull_back(walk_forward, context, dlog_prob), dlog_prob
+
+    def _pull_back(
+        self, walk_forward: tuple[Array, Array, Any], context: Array | None, dlog_prob: Array
+    ) -> tuple[Array, Array]:
+        """log p(x) and dx, given what the chain made of x; parameter gradients in params.grads."""
+        self.params.zero_grads()
+        z, log_det, cache = walk_forward
+        log_base, base_cache = self.base.forward(z, context)
         dz, _ = self.base.backward(base_cache, dlog_prob)
         dx, _ = self.bijection.backward(cache, dz, dlog_prob)
         self.drift = check_drift(self.bijection, cache)
-        return log_base + log_det, dx, dlog_prob
+        return log_base + log_det, dx
 
     def _dequantize(
         self, values: Array, seed: int, step: int, stream: Stream, memory: Memory = STORE

@@ -48,6 +48,7 @@ class Memory(NamedTuple):
 
 
 STORE = Memory("store")
+RECOMPUTE = Memory("recompute")  # for walks that need no gradient, too: it keeps no cache
 
 
 def as_memory(memory: str | Memory) -> Memory:

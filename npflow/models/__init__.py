@@ -1,6 +1,7 @@
 """Builders of whole flows, with the papers' configurations by name."""
 
-from .glow import glow
+from .dequantizer import dequantizer
+from .glow import GLOW_CONFIGURATIONS, glow
 from .made import MADE_CONFIGURATIONS, ensemble_log_prob, made
 from .maf import MAF_CONFIGURATIONS, iaf, maf
 from .nice import NICE_CONFIGURATIONS, nice
@@ -9,12 +10,14 @@ from .realnvp_multiscale import REALNVP_MULTISCALE_CONFIGURATIONS, realnvp_multi
 from .spline import SPLINE_CONFIGURATIONS, spline_coupling
 
 __all__ = [
+    "GLOW_CONFIGURATIONS",
     "MADE_CONFIGURATIONS",
     "MAF_CONFIGURATIONS",
     "NICE_CONFIGURATIONS",
     "REALNVP_CONFIGURATIONS",
     "REALNVP_MULTISCALE_CONFIGURATIONS",
     "SPLINE_CONFIGURATIONS",
+    "dequantizer",
     "ensemble_log_prob",
     "glow",
     "iaf",

@@ -12,7 +12,6 @@ from npflow.bijections import (
     ActNorm,
     Chain,
     FactorOut,
-    ImageCoupling,
     InvertibleConv1x1,
     Logit,
     Reshape,
@@ -20,10 +19,10 @@ from npflow.bijections import (
     half,
 )
 from npflow.distributions import StandardNormal
-from npflow.elementwise import Affine
 from npflow.errors import ConfigurationError
 from npflow.flow import Flow
-from npflow.networks import ConvNet
+from npflow.models.dequantizer import named_dequantizer
+from npflow.models.image import image_coupling
 
 
 def glow(
@@ -33,10 +32,16 @@ def glow(
     width: int = 64,
     *,
     form: str = "dense",
-    log_scale_bound: float = 2.0,
     learned_prior: bool = True,
+    network: str = "convnet",
+    kernels: tuple[int, ...] = (3, 1, 3),
+    blocks: int = 2,
+    map: str = "affine",
+    bound: float = 2.0,
+    bins: int = 8,
     lam: float | None = 1e-3,
     pixel_levels: float = 256.0,
+    dequantization: str = "uniform",
     context_features: int = 0,
     backend: str | Backend = "auto",
     dtype: Any = None,
@@ -47,9 +52,11 @@ def glow(
     shape            : (H, W, C) of an image x in [0, pixel_levels]
     width            : channels of the couplings' networks
     form             : of the 1x1 convolutions, "dense" or "plu"
-    log_scale_bound  : the largest |log-scale| of a coupling at first; it is learned, one a channel
-    learned_prior    : what is factored out is Gaussian given the rest; else it is independent of it
+    learned_prior    : what is factored out is Gaussian (or a spline of it) given the rest; else it
+                       is independent of it
+    network, kernels, blocks, map, bound, bins : see `image_coupling`
     lam              : of the logit before all; None: no logit, for images that are real numbers
+    dequantization   : of integer images: "uniform", or "variational", which is learned
     context_features : features of a context such as a label, 0 for none
 
     `flow.initialize(batch)` sets the actnorms: do that once before training. Raises
@@ -60,11 +67,13 @@ def glow(
     if len(shape) != 3:
         raise ConfigurationError(f"shape is {shape}; expected height, width and channels")
 
-    def coupling(shape: tuple[int, int, int]) -> ImageCoupling:
-        kept = half(shape[2])
-        transformed = shape[2] - len(kept)
-        network = ConvNet(len(kept), width, 2 * transformed, context=context_features)
-        return ImageCoupling(shape, kept, Affine(transformed, log_scale_bound), network)
+    def add_coupling() -> None:
+        layers.append(
+            image_coupling(
+                image, half(image[2]), width=width, network=network, kernels=kernels,
+                blocks=blocks, map=map, bound=bound, bins=bins, context=context_features,
+            )  # fmt: skip
+        )
 
     image = shape
     layers: list[Any] = [] if lam is None else [Logit(lam, pixel_levels)]
@@ -74,10 +83,11 @@ def glow(
         layers.append(squeeze)
         for step in range(steps):
             mix = InvertibleConv1x1(image[2], form, seed=level * steps + step)
-            layers += [ActNorm(image[2]), mix, coupling(image)]
+            layers += [ActNorm(image[2]), mix]
+            add_coupling()
         if level < levels - 1:
             if learned_prior:
-                layers.append(coupling(image))
+                add_coupling()
             layers.append(FactorOut(image))
             image = (*image[:2], len(half(image[2])))
     features = image[0] * image[1] * image[2]
@@ -90,4 +100,12 @@ def glow(
         seed=seed,
         context_features=context_features,
         shape=shape,
+        dequantizer=named_dequantizer(dequantization, shape, pixel_levels),
     )
+
+
+# Keyword arguments of `glow`, by name.
+GLOW_CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    # The paper's, small: its CIFAR-10 model has 3 levels, 32 steps and 512 channels.
+    "mnist-affine": {"levels": 2, "steps": 8, "width": 64},
+}

@@ -29,8 +29,9 @@ def image_coupling(
 ) -> ImageCoupling:
     """One coupling of an image (H, W, C) with its network.
 
-    network : "convnet" (Glow's, of these `kernels`), "resnet" (RealNVP's) or "gated" (Flow++'s, both
-              of so many `blocks`), with `width` channels
+    network : "convnet" (Glow's, of these `kernels`), "resnet" (RealNVP's, of so many `blocks`) or
+              "gated" (Flow++'s, of so many `blocks`, between the first and the last of the kernels),
+              with `width` channels
     map     : "affine", whose log-scales have a learned bound that starts at `bound`; or "spline":
               rational-quadratic with `bins` bins in [-bound, bound]
 
@@ -54,7 +55,8 @@ def image_coupling(
     elif network == "resnet":
         conditioner = ResNet(inputs, width, outputs, blocks, context)
     elif network == "gated":
-        conditioner = GatedResNet(inputs, width, outputs, blocks, context)
+        ends = (kernels[0], kernels[-1])
+        conditioner = GatedResNet(inputs, width, outputs, blocks, context, kernels=ends)
     else:
         raise ConfigurationError(f"unknown network {network!r}; choose of {', '.join(NETWORKS)}")
     return ImageCoupling(shape, kept, elementwise, conditioner)

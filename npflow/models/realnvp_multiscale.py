@@ -21,6 +21,7 @@ from npflow.bijections import (
 from npflow.distributions import StandardNormal
 from npflow.errors import ConfigurationError
 from npflow.flow import Flow
+from npflow.models.dequantizer import named_dequantizer
 from npflow.models.image import image_coupling
 
 
@@ -40,6 +41,7 @@ def realnvp_multiscale(
     bins: int = 8,
     lam: float | None = 1e-3,
     pixel_levels: float = 256.0,
+    dequantization: str = "uniform",
     context_features: int = 0,
     backend: str | Backend = "auto",
     dtype: Any = None,
@@ -57,6 +59,7 @@ def realnvp_multiscale(
     learned_prior  : what is factored out is Gaussian (or a spline of it) given the rest
     network, kernels, blocks, map, bound, bins : see `image_coupling`
     lam            : of the logit before all; None: no logit, for images that are real numbers
+    dequantization : of integer images: "uniform", or "variational", which is learned
     context_features : features of a context such as a label, 0 for none
 
     An ActNorm before each coupling takes the place of the paper's batch norm, which makes the
@@ -114,6 +117,7 @@ def realnvp_multiscale(
         seed=seed,
         context_features=context_features,
         shape=shape,
+        dequantizer=named_dequantizer(dequantization, shape, pixel_levels),
     )
 
 
@@ -137,9 +141,9 @@ REALNVP_MULTISCALE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "channels": (0, 0),
         "squeezed_checkerboards": True,
         "learned_prior": True,
-        "width": 64,
-        "network": "convnet",
-        "kernels": (5, 1, 1),
+        "network": "gated",
+        "blocks": 1,
+        "kernels": (5, 1),
         "map": "spline",
         "bound": 4.0,
     },

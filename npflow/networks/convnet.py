@@ -1,12 +1,12 @@
 """The convolutional network of Glow, a conditioner of couplings of images.
 
-Map       h_0 = [x | context];  h_1 = act(h_0 * W_1 + b_1);  h_2 = act(h_1 * W_2 + b_2), 1 x 1;
-          y = (h_2 * W_3 + b_3) e^3s
+Map       h_0 = [x | context];  h_l = act(h_{l-1} * W_l + b_l), in Glow 3 x 3 and 1 x 1;
+          y = (h_2 * W_3 + b_3) e^3s, in Glow 3 x 3
 Gradient  from the last layer to the first, that of each in conv.py;  dh_0 = [dx | dcontext]
 Source    Glow, arXiv:1807.03039, section 3.3 and its code, without the actnorms in it
 
 Cost: 2 (k k n_0 + n) n + 2 k k n n_out flops a pixel forward, twice that back, n = width. Cache:
-h_0, h_1 and h_2.
+h_0, h_1 and h_2. With splines, which take many parameters a channel, a 1 x 1 end costs a ninth.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from npflow.params import Component
 
 
 class ConvNetCache(NamedTuple):
-    activations: tuple[Array, ...]  # h_0 (B, H, W, inputs + context), h_1 and h_2 (B, H, W, width)
+    activations: tuple[Array, ...]  # h_0 (B, H, W, inputs + context), h_1, ... (B, H, W, width)
     context_axes: int  # 2 for a context (B, n), 4 for an image, 0 for none
 
 
@@ -30,7 +30,7 @@ class ConvNetCache(NamedTuple):
 class ConvNet(Component):
     """x (B, H, W, inputs) -> y (B, H, W, outputs).
 
-    width      : channels of the two hidden layers
+    width      : channels of the hidden layers
     activation : "relu", "tanh", "leaky_relu" (slope 0.01) or "elu" (alpha 1)
     context    : the number of context features; the context is (B, n) or an image (B, H, W, n)
     zero_last  : end in a ZeroConv, so that a flow starts as the identity; else in a Conv

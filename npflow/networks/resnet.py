@@ -115,6 +115,7 @@ class GatedResNet(Component):
     blocks    : how many gated residual blocks
     context   : the number of context features; the context is (B, n) or an image (B, H, W, n)
     zero_last : start the last layer at zero, so that a flow starts as the identity
+    kernels   : the widths of the patches of the first and the last layer, odd
     """
 
     inputs: int
@@ -123,16 +124,17 @@ class GatedResNet(Component):
     blocks: int
     context: int = 0
     zero_last: bool = True
+    kernels: tuple[int, int] = (3, 3)
 
     def __post_init__(self):
         _require_blocks(self.blocks)
         n, blocks = self.width, range(self.blocks)
-        self.first = Conv(self.inputs + self.context, n)
+        self.first = Conv(self.inputs + self.context, n, self.kernels[0])
         self.inner = [Conv(2 * n, n) for _ in blocks]
         self.outer = [Conv(2 * n, 2 * n, kernel=1) for _ in blocks]
         self.gains = [Parameter((n,), constant(1.0)) for _ in blocks]
         self.shifts = [Parameter((n,), constant(0.0)) for _ in blocks]
-        self.last = Conv(2 * n, self.outputs, zero=self.zero_last)
+        self.last = Conv(2 * n, self.outputs, self.kernels[1], zero=self.zero_last)
 
     def forward(self, x: Array, context: Array | None = None) -> tuple[Array, GatedResNetCache]:
         """y and the cache."""
