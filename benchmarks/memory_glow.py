@@ -3,9 +3,10 @@
     python benchmarks/memory_glow.py --torch-python .venv-torch/bin/python --out runs/memory_glow
 
 28 x 28 images on two scales; the depth K is the steps of flow on each. Every measurement has a
-process of its own; what is counted is in peers/peak_memory.py. The ratios are of the peaks without
-what grows with K under any schedule: parameters, gradients and Adam's moments. Writes
-memory_glow.json and memory_glow.png and prints a table.
+process of its own. Counted are the resident memory at its peak above what was there before the flow
+was made ("peak"), and above what stays between two steps ("step"): without parameters, gradients
+and Adam's moments, which grow with K under any schedule; peers/peak_memory.py says how. The ratios
+are of the latter. Writes memory_glow.json and memory_glow.png and prints a table.
 """
 
 from __future__ import annotations
@@ -68,14 +69,13 @@ def by_system(records: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, An
 
 def print_table(records: list[dict[str, Any]], reference: int) -> None:
     ratio = f"/ K={reference}"
-    print(f"{'system':18} {'K':>4} {'peak MiB':>9} {'without state':>14} {ratio:>8} {'step ms':>9}")
+    print(f"{'system':18} {'K':>4} {'peak MiB':>9} {'step MiB':>9} {ratio:>8} {'step ms':>9}")
     for system, depths in by_system(records).items():
-        unit = depths[reference]["without_state_mib"]
+        unit = depths[reference]["step_mib"]
         for depth, r in depths.items():
-            rest = r["without_state_mib"]
+            peak, step = r["peak_mib"], r["step_mib"]
             print(
-                f"{system:18} {depth:4} {r['peak_mib']:9.1f} {rest:14.1f} {rest / unit:8.2f} "
-                f"{r['ms']:9.1f}"
+                f"{system:18} {depth:4} {peak:9.1f} {step:9.1f} {step / unit:8.2f} {r['ms']:9.1f}"
             )
 
 
@@ -83,7 +83,7 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     panels = {
         "peak_mib": "peak MiB",
-        "without_state_mib": "peak MiB without parameters,\ngradients and moments",
+        "step_mib": "peak MiB without parameters,\ngradients and moments",
         "ms": "ms a training step",
     }
     for axes, (key, label) in zip(figure.subplots(1, 3), panels.items(), strict=True):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from common import MODEL, Options, make_folder, write_summary
@@ -29,6 +29,16 @@ TEMPERATURES = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0)
 INTERPOLATION_ROWS, INTERPOLATION_STEPS = 10, 20
 
 
+@dataclasses.dataclass
+class ImageOptions(Options):
+    """Those of flows with convolutions."""
+
+    conditional: bool = False
+    """Condition on the digit."""
+    dequantization: Literal["uniform", "variational"] = "uniform"
+    """The noise on integer pixels: uniform, or that of a small flow which is trained along."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """One configuration of a script: build(**model) is trained with TrainingOptions(**training).
@@ -38,6 +48,9 @@ class Experiment:
     conditional : the context is the digit, one-hot
     unit        : of the curve's figure: "bits/dim" or "nats"
     more        : further results, of the flow and the test data
+    draw        : further figures, into the folder, and results that go with them
+    batch_size  : rows of the test data at a time
+    smoke       : what --smoke changes in the model
     """
 
     name: str
@@ -49,13 +62,16 @@ class Experiment:
     conditional: bool = False
     unit: str = "bits/dim"
     more: Callable[[Flow, Data], dict[str, Any]] = lambda flow, test: {}
+    draw: Callable[[Path, Flow, Data], dict[str, Any]] = lambda folder, flow, test: {}
+    batch_size: int = EVALUATION_ROWS
+    smoke: dict[str, Any] = dataclasses.field(default_factory=lambda: {"hidden": (32, 32)})
 
 
 def train_and_report(options: Options, experiment: Experiment) -> None:
     """Fit the flow to MNIST, and leave metrics, summary, model and figures in the run's folder."""
     model, settings = dict(experiment.model), dict(experiment.training)
     if options.smoke:
-        model |= {"hidden": (32, 32)}
+        model |= experiment.smoke
         settings |= {"epochs": 2, "batch_size": 32}
     if options.epochs is not None:
         settings |= {"epochs": options.epochs}
@@ -86,7 +102,7 @@ def train_and_report(options: Options, experiment: Experiment) -> None:
         on_epoch=show_samples,
     )
     flow.save(folder / MODEL)
-    nll = evaluate(flow, test, batch_size=EVALUATION_ROWS)
+    nll = evaluate(flow, test, batch_size=experiment.batch_size)
     best = min(history, key=lambda record: record["validation_nll"])
     results = {
         "test_nll": float(nll.mean()),
@@ -98,10 +114,12 @@ def train_and_report(options: Options, experiment: Experiment) -> None:
         "seconds": history[-1]["seconds"],
         "training": dataclasses.asdict(training),
     }
-    if isinstance(flow.bijection.layers[0] if flow.bijection.layers else None, Logit):
-        results |= in_logit_space(flow, test, nll)
+    first_layer = flow.bijection.layers[0] if flow.bijection.layers else None
+    if isinstance(first_layer, Logit) and flow.dequantizer is None:
+        results |= in_logit_space(flow, test, nll, experiment.batch_size)
     results |= experiment.more(flow, test)
     draw_figures(folder, flow, history, epochs_shown, experiment)
+    results |= experiment.draw(folder, flow, test)
     write_summary(folder, flow, options, results)
     print(experiment.reached, file=sys.stderr)  # stdout holds the summary alone
 
@@ -124,11 +142,16 @@ def load(
     return first, second, third
 
 
-def in_logit_space(flow: Flow, test: Data, nll: np.ndarray) -> dict[str, float]:
-    """The mean of log p(y), y = logit(x), as MAF's paper reports it: depends on the logit's lam."""
+def in_logit_space(
+    flow: Flow, test: Data, nll: np.ndarray, batch_size: int = EVALUATION_ROWS
+) -> dict[str, float]:
+    """The mean of log p(y), y = logit(x), as MAF's paper reports it: depends on the logit's lam.
+
+    nll: by `evaluate` with this batch size, to have the same noise
+    """
     log_det = np.empty(len(test.rows))
-    for step, start in enumerate(range(0, len(test.rows), EVALUATION_ROWS)):
-        rows = slice(start, start + EVALUATION_ROWS)
+    for step, start in enumerate(range(0, len(test.rows), batch_size)):
+        rows = slice(start, start + batch_size)
         batch, _ = test.batch(flow, rows, 0, step, Stream.DEQUANTIZE_EVALUATION)
         log_det[rows] = flow.backend.to_numpy(flow.bijection.layers[0].forward(batch)[1])
     return {
@@ -191,8 +214,8 @@ def digits(flow: Flow, n: int) -> np.ndarray | None:
 
 
 def pixels(flow: Flow, x: Array) -> np.ndarray:
-    """x, in [0, 256) or in {0, 1}, as 8-bit pixels."""
+    """x, in [0, 256) or in {0, 1}, as 8-bit pixels, one row an image."""
     base = flow.base
     binary = isinstance(base, Autoregressive) and isinstance(base.conditional, Bernoulli)
-    scaled = flow.backend.to_numpy(x) * (255 if binary else 1)
+    scaled = flow.backend.to_numpy(x).reshape(len(x), -1) * (255 if binary else 1)
     return np.clip(np.floor(scaled), 0, 255).astype(np.uint8)

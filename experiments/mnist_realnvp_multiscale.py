@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from common import Options, run
-from mnist_common import DIGITS, Experiment, train_and_report
+from common import run
+from image_figures import image_experiment
+from mnist_common import ImageOptions, train_and_report
 
 from npflow.models import REALNVP_MULTISCALE_CONFIGURATIONS, realnvp_multiscale
 
@@ -28,30 +29,26 @@ REFERENCES = {"UvA tutorial, 200 epochs: 1.020": 1.020}
 
 
 @dataclass
-class RealNVPMultiscaleOptions(Options):
+class RealNVPMultiscaleOptions(ImageOptions):
     config: Literal["spline", "paper", "uva"] = "spline"
     """spline: ours; paper: RealNVP's structure; uva: gated residual networks."""
-    conditional: bool = False
-    """Condition on the digit."""
 
 
 def main(options: RealNVPMultiscaleOptions) -> None:
     """Train multi-scale RealNVP on MNIST; ends with test bits/dim and figures."""
-    model = dict(REALNVP_MULTISCALE_CONFIGURATIONS[f"mnist-{options.config}"])
-    if options.conditional:
-        model |= {"context_features": DIGITS}
-    train_and_report(
+    model = REALNVP_MULTISCALE_CONFIGURATIONS[f"mnist-{options.config}"]
+    fewer = {k: tuple(min(n, 2) for n in model[k]) for k in ("checkerboards", "channels")}
+    experiment = image_experiment(
         options,
-        Experiment(
-            "mnist_realnvp_multiscale",
-            realnvp_multiscale,
-            model,
-            TRAINING[options.config],
-            REFERENCES,
-            REACHED,
-            options.conditional,
-        ),
+        name="mnist_realnvp_multiscale",
+        build=realnvp_multiscale,
+        model=model,
+        training=TRAINING[options.config],
+        references=REFERENCES,
+        reached=REACHED,
+        smoke=fewer | {"width": 8},
     )
+    train_and_report(options, experiment)
 
 
 if __name__ == "__main__":

@@ -101,8 +101,7 @@ class Flow:
         """
         x, context = self._check_input(x, context)
         self.check_domain(x)
-        ones = self.backend.xp.ones(len(x), self.backend.dtype)
-        log_prob, dx = self._pull_back(self.bijection.forward(x, context), context, ones)
+        log_prob, dx, _ = self._log_prob_and_grad(self.bijection.forward, x, context, 1.0)
         for result in (log_prob, dx):
             self._require_finite(result, x, context)
         self.params.zero_grads()
@@ -148,7 +147,10 @@ class Flow:
         self, x: Array, context: Array | None = None, memory: str | Memory = STORE
     ) -> Array:
         """nll_and_grad without checks and without waiting for a device: a 0-d float64 array."""
-        log_prob, _, _ = self._training_log_prob_and_grad(x, context, as_memory(memory))
+        forward = self.bijection.training_forward
+        log_prob, _, _ = self._log_prob_and_grad(
+            forward, x, context, -1 / len(x), as_memory(memory)
+        )
         return -self.backend.xp.mean(log_prob, dtype=np.float64)
 
     def bound_and_grad(
@@ -166,7 +168,8 @@ class Flow:
         """
         memory = as_memory(memory)
         x, log_q, cache = self._dequantize(values, seed, step, stream, memory)
-        log_prob, dx, dlog_prob = self._training_log_prob_and_grad(x, context, memory)
+        forward = self.bijection.training_forward
+        log_prob, dx, dlog_prob = self._log_prob_and_grad(forward, x, context, -1 / len(x), memory)
         assert self.dequantizer is not None
         self.dequantizer.backward(cache, dx, -dlog_prob)
         self.drift = max(self.drift, check_drift(self.dequantizer.bijection, cache.bijection))
@@ -383,25 +386,26 @@ class Flow:
         z, log_det, _ = self.bijection.forward(x, context, RECOMPUTE)
         return self.base.log_prob(z, context) + log_det
 
-    def _training_log_prob_and_grad(
-        self, x: Array, context: Array | None, memory: Memory
+    def _log_prob_and_grad(
+        self,
+        forward: Callable[..., tuple[Array, Array, Any]],
+        x: Array,
+        context: Array | None,
+        weight: float,
+        memory: Memory = STORE,
     ) -> tuple[Array, Array, Array]:
-        """log p(x), and dx and dlog_prob of L = -mean log p(x); its gradient in params.grads."""
-        dlog_prob = self.backend.xp.full(len(x), -1 / len(x), self.backend.dtype)
-        walk_forward = self.bijection.training_forward(x, context, memory)
-        return *self._pull_back(walk_forward, context, dlog_prob), dlog_prob
+        """log p(x) by that forward of the chain, and dx and dlog_prob of L = weight sum log p(x).
 
-    def _pull_back(
-        self, walk_forward: tuple[Array, Array, Any], context: Array | None, dlog_prob: Array
-    ) -> tuple[Array, Array]:
-        """log p(x) and dx, given what the chain made of x; parameter gradients in params.grads."""
+        The gradient of the parameters is in params.grads.
+        """
         self.params.zero_grads()
-        z, log_det, cache = walk_forward
+        z, log_det, cache = forward(x, context, memory)
         log_base, base_cache = self.base.forward(z, context)
+        dlog_prob = self.backend.xp.full(len(x), weight, self.backend.dtype)
         dz, _ = self.base.backward(base_cache, dlog_prob)
         dx, _ = self.bijection.backward(cache, dz, dlog_prob)
         self.drift = check_drift(self.bijection, cache)
-        return log_base + log_det, dx
+        return log_base + log_det, dx, dlog_prob
 
     def _dequantize(
         self, values: Array, seed: int, step: int, stream: Stream, memory: Memory = STORE

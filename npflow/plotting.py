@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from npflow import checkpoint
@@ -155,6 +155,35 @@ def _limit(axes: Axes, values: Sequence[float]) -> None:
     low, high = min(values), float(np.quantile(values, 0.95))
     if max(values) > high + 0.5 * (high - low):
         axes.set_ylim(low - 0.06 * (high - low), high + 0.25 * (high - low))
+
+
+# Histograms
+
+
+def histograms(
+    values: Mapping[str, ArrayLike], path: PathLike, xlabel: str, bins: int = 80
+) -> None:
+    """Distributions of numbers over one axis, each with area of one colour and peak of height 1.
+
+    values : label -> (n,). The axis is logarithmic if all are positive and the largest is more than
+             ten times the smallest
+    """
+    columns = {label: np.asarray(column, np.float64) for label, column in values.items()}
+    low = min(float(column.min()) for column in columns.values())
+    high = max(float(column.max()) for column in columns.values())
+    logarithmic = high > 10 * low > 0
+    edges = np.geomspace(low, high, bins + 1) if logarithmic else np.linspace(low, high, bins + 1)
+    with _figure(path, 5.2, 3.0) as figure:
+        axes = figure.add_subplot(xlabel=xlabel, yticks=[])
+        for (label, column), colour in zip(columns.items(), COLOURS, strict=False):
+            counts, _ = np.histogram(column, edges)
+            axes.stairs(counts / counts.max(), edges, fill=True, color=colour, alpha=0.3)
+            axes.stairs(counts / counts.max(), edges, color=colour, label=label, lw=1.2)
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.spines["left"].set_visible(False)
+        axes.legend()
 
 
 # Densities in the plane

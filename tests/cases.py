@@ -289,6 +289,7 @@ def small_glow() -> Chain:
 
 # Narrow bins make steep slopes that bend within a short way: differences need small steps.
 SPLINE: dict[str, Any] = {"step": 1e-4, "scale": 0.25}
+IMAGE_SPLINE: dict[str, Any] = {"step": 1e-4, "scale": 0.1}  # more numbers, more sharp bends
 
 # name -> constructor, given the number of features (2 or more)
 CASES: dict[str, Callable[[int], Case]] = {
@@ -344,12 +345,11 @@ CASES: dict[str, Callable[[int], Case]] = {
     "image-coupling-additive": lambda d: image_case((2, 2, d), parity(d), map=Additive),
     "image-coupling-spline": lambda d: replace(
         image_case((1, 2, d), half(d), map=partial(RationalQuadratic, bins=3, bound=1.5)),
-        step=1e-4,
-        scale=0.15,
+        **IMAGE_SPLINE,
     ),
     "image-coupling-checkerboard-spline": lambda d: replace(
         image_case((2, 3, 1), "checkerboard", map=partial(RationalQuadratic, bins=3, bound=1.5)),
-        **SPLINE,
+        **IMAGE_SPLINE,
     ),
     "image-coupling-gated": lambda d: image_case((2, 2, d), half(d), activation="gated"),
     "multi-scale": lambda d: Case(two_scales(d), 4 * d),

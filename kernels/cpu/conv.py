@@ -1,27 +1,36 @@
 """Convolution of channels-last images on the CPU; formulas in reference/conv.py.
 
-A convolution is a linear layer on the k x k patches around the pixels, and its patches may be taken
-on either side of the product: with W^ the weight turned by 180 degrees,
+A convolution is a linear layer on the k x k patches around the pixels. Its products run on the
+register tiles of _gemm.py, and there are two ways to give them the patches.
 
-    y = patches(x) W             y  = add_patches(x W^)
-    dW += patches(x)^T da        dW^ += x^T patches(da)
-    dx = add_patches(da W^T)     dx = patches(da) W^^T
+Few channels on one side: the patches are made, for a few images at a time, in scratch memory that
+stays in the second cache. They may be taken on either side of the product, so the thinner one is:
+with W^ the weight turned by 180 degrees,
 
-Both are exact. A patch is k k times as large as its pixel, so the thinner side takes the patches:
-the left column if C_in <= C_out, else the right one (but dx = patches(da) W^^T if C_in = C_out).
-They are made for a few images at a time, in scratch memory that stays in the second cache, and the
-products run on the register tiles of _gemm.py.
+    C_in <= C_out:  y = patches(x) W             C_in > C_out:  y = add_patches(x W^)
+                    dW += patches(x)^T da                       dW^ += x^T patches(da)
+                    dx = add_patches(da W^T)                    dx = patches(da) W^^T
+
+Many channels on both: a row of a patch is k pixels that lie one after the other in an image with
+zeros around it, and the next pixel's is the same moved by one pixel. So overlapping rows of memory
+times each row of the kernel, k products of depth k C, are the convolution, and no patch is copied.
+The zeros behind a row are at once those before the next one; the pixels computed there are dropped.
+dx is the same with the turned weight, and dW takes the same overlapping rows, transposed.
+
+benchmarks/convolution_algorithms.py compares them.
 
 Threads take blocks of images. Sums over images are kept apart in a number of groups that depends on
 the shapes alone, and are added in order: the bits do not depend on the number of threads.
 """
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from npflow.kernels.cpu._gemm import VECTOR_BYTES, VECTORS, multiply, pack
 from npflow.kernels.cpu.linear import _PRODUCTS, _activate, _activate_backward, _code
 from npflow.kernels.cpu.threads import kernel, run
 
+_MANY = 16  # channels
 _PIXELS = 196  # small images are taken together, at least this many pixels at a time
 _GROUPS = 16  # of images in sums over the batch: bounds the threads of backward ...
 _GROUP_WEIGHTS = 1 << 20  # ... and together, at most so many partial sums if there are more than 2
@@ -183,6 +192,102 @@ def _backward(
 
 
 @kernel
+def _pad(x, k, padded):
+    """padded = the pixels of an image x (H, W, C) with r zeros behind each row; r rows, and r
+    pixels, of zeros come before.
+    """
+    height, columns, channels = x.shape
+    r = k // 2
+    for i in range(height):
+        row, start = x[i].reshape(-1), ((i + r) * (columns + r) + r) * channels
+        for j in range(len(row)):
+            padded[start + j] = row[j]
+
+
+@kernel
+def _drop(rows, k, x):
+    """x (H, W, C) = rows ((H (W + r), C) without the r pixels behind each row."""
+    height, columns, channels = x.shape
+    for i in range(height):
+        for j in range(columns):
+            row, pixel = rows[i * (columns + k // 2) + j], x[i, j]
+            for c in range(channels):
+                pixel[c] = row[c]
+
+
+@kernel
+def _padded(height, columns, channels, k, like):
+    """Zeros for _pad, and the number of pixels that are computed."""
+    r = k // 2
+    width = columns + r
+    return np.zeros(((height + 2 * r) * width + 2 * r + k) * channels, like.dtype), height * width
+
+
+@kernel
+def _overlapping(padded, u, k, columns, channels, rows):
+    """Row u of the patches of all pixels: (rows, k C), each the one before moved by one pixel."""
+    start = padded[u * (columns + k // 2) * channels :]
+    return as_strided(start, (rows, k * channels), (channels * padded.itemsize, padded.itemsize))
+
+
+@kernel
+def _forward_many(start, stop, x, k, panels, width, bias, activation, y):
+    """[start, stop) counts images; panels (k, ...): those of each row of the kernel."""
+    _, height, columns, n_in = x.shape
+    padded, rows = _padded(height, columns, n_in, k, x)
+    out = np.empty((rows, y.shape[3]), x.dtype)
+    for image in range(start, stop):
+        _pad(x[image], k, padded)
+        for u in range(k):
+            added = bias if u == 0 else out
+            _multiply(_overlapping(padded, u, k, columns, n_in, rows), panels[u], width, added, out)
+        _drop(out, k, y[image])
+        _activate(y[image].reshape(-1), activation)
+
+
+@kernel
+def _backward_many(
+    start, stop, groups, dy, x, y, k, panels, width, activation, dweights, dbiases, dx
+):
+    """As _backward, with dweights (groups, k, k C_in, C_out)."""
+    n, height, columns, n_in = x.shape
+    n_out = y.shape[3]
+    r = k // 2
+    lanes = VECTOR_BYTES // x.itemsize
+    padded_x, rows = _padded(height, columns, n_in, k, x)
+    padded_da, _ = _padded(height, columns, n_out, k, x)
+    first_pixel = (r * (columns + r) + r) * n_out
+    da_rows = padded_da[first_pixel : first_pixel + rows * n_out].reshape(rows, n_out)
+    da = np.empty((height, columns, n_out), x.dtype)
+    out = np.empty((rows, n_in), x.dtype)
+    zeros = np.zeros((1, n_in), x.dtype)
+    n_panels, panel_width = _panels(n_out, lanes)
+    da_panels = np.empty((n_panels, rows, VECTORS * lanes), x.dtype)
+    for group in range(start, stop):
+        dweight, dbias = dweights[group], dbiases[group]
+        dweight[:] = 0
+        dbias[:] = 0
+        for image in range(n * group // groups, n * (group + 1) // groups):
+            _activate_backward(
+                dy[image].reshape(-1), y[image].reshape(-1), activation, da.reshape(-1)
+            )
+            pixels = da.reshape(-1, n_out)
+            for i in range(len(pixels)):
+                for j in range(n_out):
+                    dbias[j] += pixels[i, j]
+            _pad(x[image], k, padded_x)
+            _pad(da, k, padded_da)
+            _pack(da_rows, panel_width, da_panels)
+            for u in range(k):
+                left = _overlapping(padded_x, u, k, columns, n_in, rows)
+                _multiply(left.T, da_panels, panel_width, dweight[u], dweight[u])
+                added = zeros if u == 0 else out
+                seen = _overlapping(padded_da, u, k, columns, n_out, rows)
+                _multiply(seen, panels[u], width, added, out)
+            _drop(out, k, dx[image])
+
+
+@kernel
 def _panels(columns, lanes):
     """The number of panels for so many columns, and their width: as equal as vectors allow."""
     vectors = -(-columns // lanes)
@@ -205,43 +310,63 @@ def _images(x):
     return -(-_PIXELS // (height * width))
 
 
+def _many(k, n_in, n_out):
+    return k > 1 and min(n_in, n_out) >= _MANY
+
+
+def _packed_rows(weight):
+    """_packed for each row of the kernel, (k, k C, ...), together."""
+    k, _, n_in, n_out = weight.shape
+    packed = [_packed(row.reshape(k * n_in, n_out)) for row in weight]
+    return np.stack([panels for panels, _ in packed]), packed[0][1]
+
+
 def conv_forward(x, weight, bias, activation):
     x = np.ascontiguousarray(x)
     k, _, n_in, n_out = _check(x, weight, bias)
+    y = np.empty((*x.shape[:3], n_out), x.dtype)
+    work = y.size * k * k * n_in // _PRODUCTS
+    rest = bias.reshape(1, -1), _code(activation), y
+    if _many(k, n_in, n_out):
+        run(_forward_many, len(x), work, x, k, *_packed_rows(weight), *rest)
+        return y
     matrix = weight.reshape(k * k * n_in, n_out)
     if n_in > n_out:
         turned = weight.reshape(k * k, n_in, n_out)[::-1]
         matrix = turned.transpose(1, 0, 2).reshape(n_in, k * k * n_out)
-    panels, width = _packed(matrix)
-    y = np.empty((*x.shape[:3], n_out), x.dtype)
     images = _images(x)
-    work = y.size * k * k * n_in // _PRODUCTS
-    arrays = x, k, panels, width, bias.reshape(1, -1), _code(activation), y
-    run(_forward, -(-len(x) // images), work, images, *arrays)
+    run(_forward, -(-len(x) // images), work, images, x, k, *_packed(matrix), *rest)
     return y
 
 
 def conv_backward(dy, x, y, weight, activation, dweight, dbias):
     dy, x, y = np.ascontiguousarray(dy), np.ascontiguousarray(x), np.ascontiguousarray(y)
     k, _, n_in, n_out = _check(x, weight, dbias, y, dy)
-    by_tap = weight.reshape(k * k, n_in, n_out)
-    if n_in < n_out or k == 1:
-        matrix = by_tap.transpose(2, 0, 1).reshape(n_out, k * k * n_in)
-    else:
-        matrix = by_tap[::-1].transpose(0, 2, 1).reshape(k * k * n_out, n_in)
-    panels, width = _packed(matrix)
     images = _images(x)
     groups = max(2, min(_GROUPS, _GROUP_WEIGHTS // weight.size))
     groups = min(groups, -(-len(x) // images))
-    shape = (k * k * n_in, n_out) if n_in <= n_out or k == 1 else (n_in, k * k * n_out)
-    dweights, dbiases = np.empty((groups, *shape), x.dtype), np.empty((groups, n_out))
+    dbiases = np.empty((groups, n_out))
     dx = np.empty_like(x)
     work = 2 * y.size * k * k * n_in // _PRODUCTS
-    arrays = dy, x, y, k, panels, width, _code(activation), dweights, dbiases, dx
-    run(_backward, groups, work, groups, images, *arrays)
-    total = dweights.sum(axis=0)
-    if shape[0] == n_in:
-        total = total.reshape(n_in, k * k, n_out)[:, ::-1].transpose(1, 0, 2)
+    turned = weight[::-1, ::-1].transpose(0, 1, 3, 2)  # of dx as a convolution of da
+    if _many(k, n_in, n_out):
+        dweights = np.empty((groups, k, k * n_in, n_out), x.dtype)
+        arrays = dy, x, y, k, *_packed_rows(turned), _code(activation), dweights, dbiases, dx
+        run(_backward_many, groups, work, groups, *arrays)
+        total = dweights.sum(axis=0)
+    else:
+        on_input = n_in <= n_out
+        if n_in < n_out or k == 1:
+            matrix = weight.transpose(3, 0, 1, 2).reshape(n_out, k * k * n_in)
+        else:
+            matrix = turned.reshape(k * k * n_out, n_in)
+        shape = (k * k * n_in, n_out) if on_input else (n_in, k * k * n_out)
+        dweights = np.empty((groups, *shape), x.dtype)
+        arrays = dy, x, y, k, *_packed(matrix), _code(activation), dweights, dbiases, dx
+        run(_backward, groups, work, groups, images, *arrays)
+        total = dweights.sum(axis=0)
+        if not on_input:
+            total = total.reshape(n_in, k * k, n_out)[:, ::-1].transpose(1, 0, 2)
     dweight += total.reshape(weight.shape)
     dbias += dbiases.sum(axis=0).astype(x.dtype)
     return dx

@@ -30,7 +30,7 @@ from npflow.backend import Array
 from npflow.bijections.bijection import Bijection, accumulate
 from npflow.bijections.factor_out import FactorOut
 from npflow.errors import ConfigurationError, InversionDriftError, ShapeError
-from npflow.params import walk
+from npflow.params import Component, walk
 
 
 class Memory(NamedTuple):
@@ -213,7 +213,7 @@ class Chain(Bijection):
         xp = self.backend.xp
         return xp.max(xp.abs(found - probe) / (1 + xp.abs(probe)))
 
-    def _require_invertible(self, k: int, layer: Bijection) -> None:
+    def _require_invertible(self, k: int, layer: Component) -> None:
         for _, member in walk(layer):  # a chain may be nested
             reason = getattr(member, "invert_refusal", None)
             if reason is not None:

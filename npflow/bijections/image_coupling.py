@@ -31,7 +31,7 @@ from npflow.bijections.bijection import Bijection
 from npflow.bijections.reshape import check_shape
 from npflow.elementwise.elementwise import ElementwiseMap
 from npflow.errors import ConfigurationError
-from npflow.params import Component
+from npflow.networks.conv import ImageNetwork
 
 
 class ImageCouplingCache(NamedTuple):
@@ -56,12 +56,12 @@ class ImageCoupling(Bijection):
     shape: tuple[int, int, int]
     kept: tuple[int, ...] | str
     map: ElementwiseMap
-    conditioner: Component
+    conditioner: ImageNetwork
 
     def __post_init__(self):
         height, width, channels = self.shape
         self._checkerboard = isinstance(self.kept, str)
-        if self._checkerboard:
+        if isinstance(self.kept, str):
             if self.kept not in ("checkerboard", "checkerboard-flipped"):
                 raise ConfigurationError(
                     f"unknown mask {self.kept!r}; expected channels, or checkerboard or "
@@ -69,7 +69,7 @@ class ImageCoupling(Bijection):
                 )
             if height * width < 2:
                 raise ConfigurationError("one pixel has no checkerboard")
-            kept = masks.checkerboard(height, width, self.kept.endswith("flipped"))
+            kept: tuple[int, ...] = masks.checkerboard(height, width, self.kept.endswith("flipped"))
             self._positions = height * width
             inputs = transformed = channels
         else:

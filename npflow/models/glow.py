@@ -68,12 +68,11 @@ def glow(
         raise ConfigurationError(f"shape is {shape}; expected height, width and channels")
 
     def add_coupling() -> None:
-        layers.append(
-            image_coupling(
-                image, half(image[2]), width=width, network=network, kernels=kernels,
-                blocks=blocks, map=map, bound=bound, bins=bins, context=context_features,
-            )  # fmt: skip
-        )
+        coupling = image_coupling(
+            image, half(image[2]), width=width, network=network, kernels=kernels, blocks=blocks,
+            map=map, bound=bound, bins=bins, context=context_features,
+        )  # fmt: skip
+        layers.append(coupling)
 
     image = shape
     layers: list[Any] = [] if lam is None else [Logit(lam, pixel_levels)]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from npflow.bijections import ImageCoupling
 from npflow.elementwise import Affine, RationalQuadratic
 from npflow.elementwise.elementwise import ElementwiseMap
 from npflow.errors import ConfigurationError
-from npflow.networks import ConvNet, GatedResNet, ResNet
+from npflow.networks import ConvNet, GatedResNet, ImageNetwork, ResNet
 
 MAPS = ("affine", "spline")
 NETWORKS = ("convnet", "resnet", "gated")
@@ -30,8 +28,8 @@ def image_coupling(
     """One coupling of an image (H, W, C) with its network.
 
     network : "convnet" (Glow's, of these `kernels`), "resnet" (RealNVP's, of so many `blocks`) or
-              "gated" (Flow++'s, of so many `blocks`, between the first and the last of the kernels),
-              with `width` channels
+              "gated" (Flow++'s, of so many `blocks`, with the first and the last of the `kernels`
+              at its ends), with `width` channels
     map     : "affine", whose log-scales have a learned bound that starts at `bound`; or "spline":
               rational-quadratic with `bins` bins in [-bound, bound]
 
@@ -49,7 +47,7 @@ def image_coupling(
         else RationalQuadratic(transformed, bins, bound)
     )
     outputs = elementwise.parameters_per_feature * transformed
-    conditioner: Any
+    conditioner: ImageNetwork
     if network == "convnet":
         conditioner = ConvNet(inputs, width, outputs, context=context, kernels=tuple(kernels))
     elif network == "resnet":

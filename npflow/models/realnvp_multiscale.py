@@ -83,12 +83,11 @@ def realnvp_multiscale(
     def add_coupling(kept: tuple[int, ...] | str, squeezes: int, normalize: bool = True) -> None:
         if normalize:
             layers.append(ActNorm(image[2]))
-        layers.append(
-            image_coupling(
-                image, kept, width=widths[squeezes], network=network, kernels=kernels,
-                blocks=blocks, map=map, bound=bound, bins=bins, context=context_features,
-            )  # fmt: skip
-        )
+        coupling = image_coupling(
+            image, kept, width=widths[squeezes], network=network, kernels=kernels, blocks=blocks,
+            map=map, bound=bound, bins=bins, context=context_features,
+        )  # fmt: skip
+        layers.append(coupling)
 
     for scale in range(scales):
         if not squeezed_checkerboards:

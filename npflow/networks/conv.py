@@ -156,6 +156,21 @@ class ZeroConv(Component):
         return dx
 
 
+class ImageNetwork(Component):
+    """A network of images, the conditioner of an ImageCoupling: (B, H, W, inputs) -> outputs."""
+
+    inputs: int
+    outputs: int
+
+    def forward(self, x: Array, context: Array | None = None) -> tuple[Array, Any]:
+        """y (B, H, W, outputs) and the cache."""
+        raise NotImplementedError
+
+    def backward(self, cache: Any, dy: Array) -> tuple[Array, Array | None]:
+        """dx and dcontext, which has the shape of the context; dy may be overwritten."""
+        raise NotImplementedError
+
+
 def append_context(xp: Any, x: Array, context: Array | None, features: int) -> tuple[Array, int]:
     """x (B, H, W, inputs) with `features` more channels, and how many axes the context has (or 0).
 

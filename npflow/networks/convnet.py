@@ -16,9 +16,8 @@ from typing import NamedTuple
 
 from npflow.backend import Array
 from npflow.errors import ConfigurationError
-from npflow.networks.conv import Conv, ZeroConv, append_context, split_context
+from npflow.networks.conv import Conv, ImageNetwork, ZeroConv, append_context, split_context
 from npflow.networks.mlp import ACTIVATIONS
-from npflow.params import Component
 
 
 class ConvNetCache(NamedTuple):
@@ -27,7 +26,7 @@ class ConvNetCache(NamedTuple):
 
 
 @dataclass(eq=False)
-class ConvNet(Component):
+class ConvNet(ImageNetwork):
     """x (B, H, W, inputs) -> y (B, H, W, outputs).
 
     width      : channels of the hidden layers

@@ -25,8 +25,8 @@ from typing import NamedTuple
 
 from npflow.backend import Array
 from npflow.errors import ConfigurationError
-from npflow.networks.conv import Conv, WeightNormConv, append_context, split_context
-from npflow.params import Component, Parameter, constant
+from npflow.networks.conv import Conv, ImageNetwork, WeightNormConv, append_context, split_context
+from npflow.params import Parameter, constant
 
 EPSILON = 1e-5  # of the norm over channels
 
@@ -45,7 +45,7 @@ class ResNetCache(NamedTuple):
 
 
 @dataclass(eq=False)
-class ResNet(Component):
+class ResNet(ImageNetwork):
     """x (B, H, W, inputs) -> y (B, H, W, outputs), RealNVP's.
 
     width     : channels of the hidden layers
@@ -108,7 +108,7 @@ class GatedResNetCache(NamedTuple):
 
 
 @dataclass(eq=False)
-class GatedResNet(Component):
+class GatedResNet(ImageNetwork):
     """x (B, H, W, inputs) -> y (B, H, W, outputs), Flow++'s without attention and dropout.
 
     width     : channels of the hidden layers
