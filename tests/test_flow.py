@@ -11,9 +11,16 @@ from npflow import datasets, testing
 from npflow.backend import get_backend
 from npflow.bijections import BatchNorm, Bijection, Chain, Diagonal, Memory, Scale, shuffle
 from npflow.distributions import DiagonalNormal, Logistic, StandardNormal
-from npflow.errors import InversionDriftError, ShapeError
+from npflow.errors import InversionDriftError, NonFiniteError, ShapeError
 from npflow.flow import Flow
-from npflow.models import NICE_CONFIGURATIONS, REALNVP_CONFIGURATIONS, nice, realnvp
+from npflow.models import (
+    NICE_CONFIGURATIONS,
+    REALNVP_CONFIGURATIONS,
+    glow,
+    nice,
+    realnvp,
+    realnvp_multiscale,
+)
 from npflow.optim import Adam
 from npflow.params import Parameter, constant
 from npflow.training import TrainingOptions, evaluate, fit
@@ -227,6 +234,67 @@ def test_a_conditional_flow_learns_its_context(backend):
     assert history[-1]["train_nll"] < entropy + 0.15
     samples = flow.sample(500, context=np.full((500, 1), 1.5))
     np.testing.assert_allclose(samples.mean(0), 4.5, rtol=0, atol=0.3)
+
+
+# The gradient with respect to data
+
+
+def gradient_error(flow, x, context=None):
+    """Of log_prob_and_grad in x, relative to the largest slope by differences."""
+    expected, h = np.empty_like(x), testing.STEP
+    for i in np.ndindex(x.shape[1:]):
+        values = []
+        for step in (h, -h, 2 * h, -2 * h):
+            moved = x.copy()
+            moved[:, *i] += step
+            values.append(flow.log_prob(moved, context))
+        expected[:, *i] = (8 * (values[0] - values[1]) - (values[2] - values[3])) / (12 * h)
+    log_prob, found = flow.log_prob_and_grad(x, context)
+    np.testing.assert_allclose(log_prob, flow.log_prob(x, context), rtol=1e-13)
+    assert found.shape == x.shape
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.parametrize("context_features", [0, 2])
+def test_gradient_of_log_prob_in_x(context_features, backend):
+    flow = build(backend, context_features=context_features)
+    context = RNG.normal(size=(7, 2)) if context_features else None
+    flow.params.grads[...] = 7.0  # what was there before does not count
+    assert gradient_error(flow, RNG.normal(size=(7, 5)), context) < 1e-9
+    assert not flow.params.grads.any()
+
+
+def test_gradient_of_log_prob_is_that_of_stored_statistics(backend):
+    """Those of log_prob, not the batch's own: then a row's gradient is its own, too."""
+    flow = build(backend, batch_norm=True)
+    flow.update_statistics(RNG.normal(1.0, 2.0, size=(50, 5)))
+    x = RNG.normal(size=(3, 5))
+    assert gradient_error(flow, x) < 1e-9
+    one = flow.log_prob_and_grad(x[:1])[1]
+    np.testing.assert_allclose(one, flow.log_prob_and_grad(x)[1][:1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("build_images", [glow, realnvp_multiscale])
+def test_gradient_of_log_prob_in_an_image(build_images, backend):
+    small = {
+        glow: {"levels": 2, "steps": 1},
+        realnvp_multiscale: {"checkerboards": (1, 1), "channels": (1, 0), "network": "gated"},
+    }[build_images]
+    flow = build_images(
+        (4, 4, 1), **small, width=3, map="spline", bound=4.0, backend=backend, dtype="float64"
+    )
+    stirred(flow)
+    assert gradient_error(flow, RNG.uniform(20, 230, size=(2, 4, 4, 1))) < 1e-6
+
+
+def test_gradient_of_log_prob_refuses_what_log_prob_does():
+    flow = build()
+    for bad, error in ((np.zeros((2, 4)), ShapeError), (np.full((2, 5), np.nan), NonFiniteError)):
+        with pytest.raises(error):
+            flow.log_prob_and_grad(bad)
+    with pytest.raises(NonFiniteError, match="not finite"):
+        flow.params.values[...] = np.nan
+        flow.log_prob_and_grad(np.zeros((2, 5)))
 
 
 # Reverse KL

@@ -17,8 +17,8 @@ from timing_torch import time_flow, training_step
 
 
 def glow(width, depth, factored=True):
-    # normflows counts from the latents: first the scale of 7 x 7 x 8, then that of 14 x 14 x 4, half
-    # of whose channels were factored out.
+    # normflows counts from the latents: first the scale of 7 x 7 x 8, then that of 14 x 14 x 4, of
+    # which half are factored out.
     flows = [
         [nf.flows.GlowBlock(channels, width, use_lu=factored) for _ in range(depth)]
         + [nf.flows.Squeeze()]

@@ -72,19 +72,22 @@ def _add_patches(parts, k, out):
     """The adjoint of _patches: out (n, H, W, C) = sums of parts (n, H, W, k k C)."""
     n, height, width, channels = out.shape
     r = k // 2
+    run_length = k * channels
     zero = out.dtype.type(0)
     for image in range(n):
+        flat = out[image].reshape(height, width * channels)
+        for i in range(height):
+            for c in range(width * channels):
+                flat[i, c] = zero
         for i in range(height):
             for j in range(width):
-                pixel = out[image, i, j]
-                for c in range(channels):
-                    pixel[c] = zero
-                for u in range(max(0, i + r - height + 1), min(k, i + r + 1)):
-                    for v in range(max(0, j + r - width + 1), min(k, j + r + 1)):
-                        part = parts[image, i + r - u, j + r - v]
-                        target = (u * k + v) * channels
-                        for c in range(channels):
-                            pixel[c] += part[target + c]
+                part = parts[image, i, j]
+                first = (j - r) * channels
+                start, stop = max(0, -first), min(run_length, width * channels - first)
+                for u in range(max(0, r - i), min(k, height + r - i)):
+                    row, source = flat[i + u - r], u * run_length
+                    for c in range(start, stop):
+                        row[first + c] += part[source + c]
 
 
 @kernel
