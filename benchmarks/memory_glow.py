@@ -3,15 +3,17 @@
     python benchmarks/memory_glow.py --torch-python .venv-torch/bin/python --out runs/memory_glow
 
 28 x 28 images on two scales; the depth K is the steps of flow on each. Every measurement has a
-process of its own. Counted are the resident memory at its peak above what was there before the flow
-was made ("peak"), and above what stays between two steps ("step"): without parameters, gradients
-and Adam's moments, which grow with K under any schedule; peers/peak_memory.py says how. The ratios
-are of the latter. Writes memory_glow.json and memory_glow.png and prints a table.
+process of its own; medians are over several. Counted is the resident memory at its peak, above what
+was there before the flow was made ("peak") and above what stays between two steps ("step"): without
+parameters, gradients and Adam's moments, which grow with K under any schedule.
+peers/peak_memory.py says how. The ratios are of the latter. Writes memory_glow.json and
+memory_glow.png and prints a table.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from against_peers import run
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
+MEASURED = "peak_mib", "step_mib", "ms"
 
 
 @dataclass
@@ -33,6 +36,8 @@ class Settings:
     """The depth that ratios are taken to, one of depths."""
     repetitions: int = 3
     """Steps timed in each process."""
+    rounds: int = 3
+    """Processes of each system and depth; medians are taken over them."""
     torch_python: Path | None = None
     """An interpreter with the extra `peers`."""
     out: Path = Path("runs/memory_glow")
@@ -51,12 +56,22 @@ def main(settings: Settings) -> None:
 def measure(depth: int, settings: Settings) -> list[dict[str, Any]]:
     """A record of every system at this depth."""
     sizes = "memory", settings.width, depth, settings.batch, settings.repetitions
-    records = []
-    for schedule in ("store", "recompute", "invert"):
-        records += run(Path(sys.executable), HERE / "glow_npflow.py", [*sizes, schedule])
+    ours, theirs = HERE / "glow_npflow.py", HERE / "peers" / "glow_torch.py"
+    commands: list[Any] = [
+        (Path(sys.executable), ours, [*sizes, schedule])
+        for schedule in ("store", "recompute", "invert")
+    ]
     if settings.torch_python:
-        records += run(settings.torch_python, HERE / "peers" / "glow_torch.py", sizes)
-    return records
+        commands.append((settings.torch_python, theirs, sizes))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for _ in range(settings.rounds):
+        for command in commands:
+            for record in run(*command):
+                found.setdefault(record["system"], []).append(record)
+    return [
+        rounds[0] | {name: statistics.median(r[name] for r in rounds) for name in MEASURED}
+        for rounds in found.values()
+    ]
 
 
 def by_system(records: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:

@@ -1,7 +1,9 @@
-"""Time an npflow flow: a training step and its parts, a density pass, and the first step."""
+"""Time an npflow flow: a training step and its parts, a density pass, the first step,
+and page faults."""
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable
 
@@ -24,6 +26,14 @@ def training_step(
     return step
 
 
+def page_faults(step: Callable[[], None], steps: int) -> float:
+    """Pages of memory that the system had to provide a step: none if all memory is used again."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(steps):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / steps
+
+
 def time_flow(build: Callable[[], Flow], x: np.ndarray, steps: int) -> tuple[Flow, dict]:
     """The flow that build made, trained a little, and its timings."""
     start = time.perf_counter()
@@ -40,5 +50,6 @@ def time_flow(build: Callable[[], Flow], x: np.ndarray, steps: int) -> tuple[Flo
         "adam_ms": median_ms(adam.step, steps),
         "density_ms": median_ms(lambda: flow.log_prob(x), steps),
         "first_step_s": first,
+        "page_faults_a_step": page_faults(step, steps),
     }
     return flow, result

@@ -13,8 +13,10 @@ from npflow.models import GLOW_CONFIGURATIONS, glow
 
 TRAINING: dict[str, dict[str, Any]] = {
     "affine": {
-        "epochs": 20,
+        "epochs": 12,
         "batch_size": 64,
+        "learning_rate": 2e-3,
+        "warm_up_steps": 200,
         "schedule": "cosine",
         "average": 0.999,
         "max_norm": 50.0,

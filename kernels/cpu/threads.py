@@ -13,6 +13,7 @@ from numba.extending import register_jitable
 from numpy.typing import NDArray
 
 from npflow.errors import ConfigurationError
+from npflow.kernels.cpu.heap import keep_freed_memory
 
 # Below this many elements with an exp each (about 40 us), a second thread gains nothing.
 THRESHOLD = 1 << 16
@@ -59,6 +60,7 @@ def _count() -> int:
 
 
 THREADS = _count()
+keep_freed_memory()
 _pool: ThreadPoolExecutor | None = None
 
 
