@@ -136,7 +136,12 @@ def load(
     )
     one_hot = np.eye(DIGITS, dtype=np.float32)
     first, second, third = (
-        Data.on(flow, images[:n].reshape(-1, *flow.shape), one_hot[labels[:n]] if conditional else None, integers)
+        Data.on(
+            flow,
+            images[:n].reshape(-1, *flow.shape),
+            one_hot[labels[:n]] if conditional else None,
+            integers,
+        )
         for (images, labels), n in zip(parts, rows, strict=True)
     )
     return first, second, third

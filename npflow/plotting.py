@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from npflow import checkpoint
@@ -163,10 +163,11 @@ def _limit(axes: Axes, values: Sequence[float]) -> None:
 def histograms(
     values: Mapping[str, ArrayLike], path: PathLike, xlabel: str, bins: int = 80
 ) -> None:
-    """Distributions of numbers over one axis, each with area of one colour and peak of height 1.
+    """Histograms of sets of numbers over one axis, each scaled to a peak of 1.
 
-    values : label -> (n,). The axis is logarithmic if all are positive and the largest is more than
-             ten times the smallest
+    values : label -> (n,) finite numbers. The axis is logarithmic if all are positive and the
+             largest is more than ten times the smallest
+    bins   : over the range of all
     """
     columns = {label: np.asarray(column, np.float64) for label, column in values.items()}
     low = min(float(column.min()) for column in columns.values())
@@ -181,7 +182,9 @@ def histograms(
             axes.stairs(counts / counts.max(), edges, color=colour, label=label, lw=1.2)
         if logarithmic:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.spines["left"].set_visible(False)
         axes.legend()
 

@@ -91,7 +91,7 @@ class ChainCache(NamedTuple):
     memory: Memory
     kept: dict[int, Any]  # layer -> cache (store) or input (recompute; anchors of invert)
     end: Array | None  # invert: the output of the last layer applied
-    probes: dict[int, Array]  # invert: layer -> one row of its input
+    probes: Array | None  # invert: (layers, ...), the first row of the input of each layer
     context: Array | None
     drift: list[Drift]  # filled by the walk back of invert
 
@@ -150,7 +150,10 @@ class Chain(Bijection):
 
     def _walk(self, direction, x, context, memory):
         log_det = self.backend.xp.zeros(len(x), x.dtype)
-        cache = ChainCache(direction, memory, {}, None, {}, context, [])
+        probes = None
+        if memory.schedule == "invert":
+            probes = self.backend.xp.empty((len(self.layers), x[0].size), x.dtype)
+        cache = ChainCache(direction, memory, {}, None, probes, context, [])
         factored = _Factored(self)
         layers = list(enumerate(self.layers))
         if direction is INVERSE:
@@ -162,9 +165,9 @@ class Chain(Bijection):
                 continue
             if memory.schedule == "recompute":
                 cache.kept[k] = x
-            elif memory.schedule == "invert":
+            elif probes is not None:
                 self._require_invertible(k, layer)
-                cache.probes[k] = x[:1].copy()
+                probes[k, : x[0].size] = x[0].ravel()
                 if memory.anchor_every and k % memory.anchor_every == 0:
                     cache.kept[k] = x
             x, layer_log_det, layer_cache = getattr(layer, direction.apply)(x, context)
@@ -203,7 +206,7 @@ class Chain(Bijection):
                 )
             else:
                 x, _, layer_cache = getattr(layer, cache.direction.undo)(x, cache.context)
-                cache.drift.append(Drift(k, self._drift(x[:1], cache.probes[k])))
+                cache.drift.append(Drift(k, self._drift(x[0].ravel(), cache.probes[k])))
                 x = cache.kept.get(k, x)
             dx, layer_dcontext = getattr(layer, pull_back)(layer_cache, dx, dlog_det)
             dcontext = accumulate(dcontext, layer_dcontext)
@@ -211,6 +214,7 @@ class Chain(Bijection):
 
     def _drift(self, found: Array, probe: Array) -> Array:
         xp = self.backend.xp
+        probe = probe[: found.size]
         return xp.max(xp.abs(found - probe) / (1 + xp.abs(probe)))
 
     def _require_invertible(self, k: int, layer: Component) -> None:
