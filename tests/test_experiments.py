@@ -19,6 +19,10 @@ FOLDER = Path(__file__).parents[1] / "experiments"
 SCRIPTS = sorted(p for p in FOLDER.glob("*.py") if "\ndef main(" in p.read_text())
 SUMMARY_KEYS = {"parameters", "configuration", "backend", "dtype", "finished"}
 FIT_KEYS = {"test_nll", "test_nll_standard_error", "epochs", "seconds", "training"}
+IMAGE_SCRIPTS = {"mnist_glow", "mnist_realnvp_multiscale"}
+IMAGE_FIGURES = {
+    "samples", "temperatures", "interpolation", "interpolation_digits", "inpainting", "rareness",
+}  # fmt: skip
 PNG = b"\x89PNG\r\n\x1a\n"
 
 each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -59,7 +63,7 @@ def records_of(out):
 
 def test_the_experiments_are_there():
     names = {script.stem for script in SCRIPTS}
-    assert names >= {"toy_realnvp", "mnist_nice", "mnist_realnvp"}
+    assert names >= {"toy_realnvp", "mnist_nice", "mnist_realnvp"} | IMAGE_SCRIPTS
 
 
 @each_script
@@ -91,6 +95,14 @@ def test_smoke(script, tmp_path):
         assert [line["epoch"] for line in records] == list(range(1, summary["epochs"] + 1))
         assert records[-1]["train_nll"] < records[0]["train_nll"]
         assert (out / CHECKPOINT).is_file()
+    if script.stem in IMAGE_SCRIPTS:
+        assert {figure.stem for figure in figures} > IMAGE_FIGURES
+        # Eight draws tighten the bound, and no draw of a density passes log P(v) by much.
+        assert 0 < summary["test_bits_per_dim"] - summary["test_bits_per_dim_8_samples"] < 0.1
+        assert summary["completion_log_prob"].keys() > {"digit", "ascent, noise", "T = 1"}
+        rareness = summary["rareness"]
+        assert rareness["test digits"]["rarer_than_digits"] == pytest.approx(0.5, abs=0.01)
+        assert rareness["uniform noise"]["rarer_than_digits"] > 0.95
     assert not list(out.glob("*.part"))
 
 
@@ -119,6 +131,11 @@ def test_help(script, tmp_path):
 
 
 CHOICES = [
+    ("mnist_glow", ("--conditional", "--memory", "invert")),
+    ("mnist_glow", ("--dequantization", "variational")),
+    ("mnist_realnvp_multiscale", ("--config", "paper")),
+    ("mnist_realnvp_multiscale", ("--config", "uva")),
+    ("mnist_realnvp_multiscale", ("--conditional", "--dequantization", "variational")),
     ("mnist_made", ("--config", "agnostic")),
     ("mnist_made", ("--config", "gaussian")),
     ("mnist_made", ("--config", "mixture", "--conditional")),

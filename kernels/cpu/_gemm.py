@@ -307,3 +307,37 @@ def pack_transposed(typingctx, source, panel):
         return context.get_dummy_value()
 
     return types.void(source, panel), codegen
+
+
+def _move(add: bool) -> Callable[..., Any]:
+    def codegen(context, builder, signature, args):
+        emit = _Emitter(builder, context.get_value_type(signature.args[0].dtype))
+        source, target = map(_Array, [context] * 2, [builder] * 2, signature.args, args)
+        for q in range(VECTORS):
+            with builder.if_then(emit.less(q * emit.lanes, source.columns)):
+                mask = emit.mask(emit.lanes, source.columns, q * emit.lanes)
+                with cgutils.for_range(builder, source.rows, intp=_INDEX) as loop:
+                    start = emit.at(source.data, loop.index, source.row)
+                    place = emit.at(target.data, loop.index, target.row)
+                    place = emit.at(place, q, VECTOR_BYTES)
+                    value = emit.load(emit.at(start, q, VECTOR_BYTES), mask)
+                    if add:
+                        value = builder.fadd(emit.load(place, mask), value)
+                    emit.store(value, place, mask)
+        return context.get_dummy_value()
+
+    return codegen
+
+
+@intrinsic
+def copy_rows(typingctx, source, target):
+    """target = source, both (rows, columns), columns <= VECTORS x lanes."""
+    _same_dtype(source, target)
+    return types.void(source, target), _move(add=False)
+
+
+@intrinsic
+def add_rows(typingctx, source, target):
+    """target += source, likewise. Rows of target may overlap, but are better apart."""
+    _same_dtype(source, target)
+    return types.void(source, target), _move(add=True)

@@ -26,7 +26,14 @@ the shapes alone, and are added in order: the bits do not depend on the number o
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from npflow.kernels.cpu._gemm import VECTOR_BYTES, VECTORS, multiply, pack
+from npflow.kernels.cpu._gemm import (
+    VECTOR_BYTES,
+    VECTORS,
+    add_rows,
+    copy_rows,
+    multiply,
+    pack,
+)
 from npflow.kernels.cpu.linear import _PRODUCTS, _activate, _activate_backward, _code
 from npflow.kernels.cpu.threads import kernel, run
 
@@ -34,164 +41,6 @@ _MANY = 16  # channels
 _PIXELS = 196  # small images are taken together, at least this many pixels at a time
 _GROUPS = 16  # of images in sums over the batch: bounds the threads of backward ...
 _GROUP_WEIGHTS = 1 << 20  # ... and together, at most so many partial sums if there are more than 2
-
-
-@kernel
-def _patches(x, k, out):
-    """out (n, H, W, k k C): the k x k pixels around each pixel of x (n, H, W, C)."""
-    n, height, width, channels = x.shape
-    r = k // 2
-    run_length = k * channels
-    zero = x.dtype.type(0)
-    for image in range(n):
-        flat = x[image].reshape(height, width * channels)
-        for i in range(height):
-            for j in range(width):
-                patch = out[image, i, j]
-                inside = r <= j < width - r
-                for u in range(k):
-                    source, target = i + u - r, u * run_length
-                    if source < 0 or source >= height:
-                        for c in range(run_length):
-                            patch[target + c] = zero
-                        continue
-                    first = (j - r) * channels
-                    row = flat[source]
-                    if inside:
-                        for c in range(run_length):
-                            patch[target + c] = row[first + c]
-                    else:
-                        for c in range(run_length):
-                            at = first + c
-                            valid = 0 <= at < width * channels
-                            patch[target + c] = row[at] if valid else zero
-
-
-@kernel
-def _add_patches(parts, k, out):
-    """The adjoint of _patches: out (n, H, W, C) = sums of parts (n, H, W, k k C)."""
-    n, height, width, channels = out.shape
-    r = k // 2
-    run_length = k * channels
-    zero = out.dtype.type(0)
-    for image in range(n):
-        flat = out[image].reshape(height, width * channels)
-        for i in range(height):
-            for c in range(width * channels):
-                flat[i, c] = zero
-        for i in range(height):
-            for j in range(width):
-                part = parts[image, i, j]
-                first = (j - r) * channels
-                start, stop = max(0, -first), min(run_length, width * channels - first)
-                for u in range(max(0, r - i), min(k, height + r - i)):
-                    row, source = flat[i + u - r], u * run_length
-                    for c in range(start, stop):
-                        row[first + c] += part[source + c]
-
-
-@kernel
-def _pack(matrix, width, panels):
-    """Panels of `width` columns of matrix."""
-    for p in range(len(panels)):
-        pack(matrix[:, p * width : (p + 1) * width], panels[p])
-
-
-@kernel
-def _multiply(a, panels, width, added, c):
-    """c = a B + added, B (depth, columns) given as panels."""
-    nothing = panels[0][:, :0]
-    for p in range(len(panels)):
-        columns = slice(p * width, min((p + 1) * width, c.shape[1]))
-        multiply(a, panels[p], c[:, columns], added[:, columns], nothing)
-
-
-@kernel
-def _forward(start, stop, images, x, k, panels, width, bias, activation, y):
-    """[start, stop) counts blocks of `images` images."""
-    n, height, columns, n_in = x.shape
-    n_out = y.shape[3]
-    size = images * height * columns
-    on_input = n_in <= n_out
-    patch = k * k * min(n_in, n_out) if k > 1 else 0
-    scratch = np.empty((size, patch), x.dtype)
-    zeros = np.zeros((1, patch), x.dtype)
-    for block in range(start, stop):
-        first, last = block * images, min((block + 1) * images, n)
-        rows = (last - first) * height * columns
-        x_rows, y_rows = x[first:last].reshape(rows, n_in), y[first:last].reshape(rows, n_out)
-        parts = scratch[:rows].reshape(last - first, height, columns, patch)
-        if k == 1:
-            _multiply(x_rows, panels, width, bias, y_rows)
-        elif on_input:
-            _patches(x[first:last], k, parts)
-            _multiply(scratch[:rows], panels, width, bias, y_rows)
-        else:
-            _multiply(x_rows, panels, width, zeros, scratch[:rows])
-            _add_patches(parts, k, y[first:last])
-            for i in range(rows):
-                for j in range(n_out):
-                    y_rows[i, j] += bias[0, j]
-        _activate(y_rows.reshape(-1), activation)
-
-
-@kernel
-def _backward(
-    start, stop, groups, images, dy, x, y, k, panels, width, activation, dweights, dbiases, dx
-):
-    """[start, stop) counts groups of images, each with its own sums dweights and dbiases."""
-    n, height, columns, n_in = x.shape
-    n_out = y.shape[3]
-    size = images * height * columns
-    on_input = n_in <= n_out
-    thin = min(n_in, n_out)
-    patch = k * k * thin if k > 1 else 0
-    lanes = VECTOR_BYTES // x.itemsize
-    full = VECTORS * lanes
-    scratch = np.empty((size, patch), x.dtype)
-    da = np.empty((images, height, columns, n_out), x.dtype)
-    n_panels, panel_width = _panels(dweights.shape[2], lanes)
-    factor_panels = np.empty((n_panels, size, full), x.dtype)
-    zeros = np.zeros((1, max(patch, n_in)), x.dtype)
-    for group in range(start, stop):
-        dweight, dbias = dweights[group], dbiases[group]
-        dweight[:] = 0
-        dbias[:] = 0
-        group_end = n * (group + 1) // groups
-        first = n * group // groups
-        while first < group_end:
-            last = min(first + images, group_end)
-            rows = (last - first) * height * columns
-            x_rows, dx_rows = x[first:last].reshape(rows, n_in), dx[first:last].reshape(rows, n_in)
-            block_da = da[: last - first]
-            da_rows = block_da.reshape(rows, n_out)
-            block_dy, block_y = dy[first:last].reshape(-1), y[first:last].reshape(-1)
-            _activate_backward(block_dy, block_y, activation, block_da.reshape(-1))
-            for i in range(rows):
-                for j in range(n_out):
-                    dbias[j] += da_rows[i, j]
-            parts = scratch[:rows].reshape(last - first, height, columns, patch)
-            # The factors of dweight += left^T right.
-            left, right = x_rows, da_rows
-            if k > 1 and on_input:
-                _patches(x[first:last], k, parts)
-                left = scratch[:rows]
-            elif k > 1:
-                _patches(block_da, k, parts)
-                right = scratch[:rows]
-            for p in range(n_panels):
-                pack(right[:, p * panel_width : (p + 1) * panel_width], factor_panels[p, :rows])
-            _multiply(left.T, factor_panels[:, :rows], panel_width, dweight, dweight)
-            if k == 1:
-                _multiply(da_rows, panels, width, zeros, dx_rows)
-            elif n_in < n_out:
-                _multiply(da_rows, panels, width, zeros, scratch[:rows])
-                _add_patches(parts, k, dx[first:last])
-            else:
-                if on_input:
-                    _patches(block_da, k, parts)
-                _multiply(scratch[:rows], panels, width, zeros, dx_rows)
-            first = last
 
 
 @kernel
@@ -231,6 +80,154 @@ def _overlapping(padded, u, k, columns, channels, rows):
     """Row u of the patches of all pixels: (rows, k C), each the one before moved by one pixel."""
     start = padded[u * (columns + k // 2) * channels :]
     return as_strided(start, (rows, k * channels), (channels * padded.itemsize, padded.itemsize))
+
+
+@kernel
+def _patches(x, k, padded, out):
+    """out (n, H, W, k k C): the k x k pixels around each pixel of x (n, H, W, C)."""
+    n, height, columns, channels = x.shape
+    width, length = columns + k // 2, k * channels
+    at_once = VECTORS * VECTOR_BYTES // x.itemsize
+    for image in range(n):
+        _pad(x[image], k, padded)
+        for u in range(k):
+            seen = _overlapping(padded, u, k, columns, channels, height * width)
+            for i in range(height):
+                source = seen[i * width : i * width + columns]
+                target = out[image, i, :, u * length : (u + 1) * length]
+                for c in range(0, length, at_once):
+                    copy_rows(source[:, c : c + at_once], target[:, c : c + at_once])
+
+
+@kernel
+def _add_patches(parts, k, padded, out):
+    """The adjoint of _patches: out (n, H, W, C) = sums of parts (n, H, W, k k C).
+
+    Of every k-th pixel at a time: their rows of the kernel do not overlap.
+    """
+    n, height, columns, channels = out.shape
+    width, length = columns + k // 2, k * channels
+    at_once = VECTORS * VECTOR_BYTES // out.itemsize
+    for image in range(n):
+        padded[:] = 0
+        for u in range(k):
+            seen = _overlapping(padded, u, k, columns, channels, height * width)
+            for i in range(height):
+                source = parts[image, i, :, u * length : (u + 1) * length]
+                target = seen[i * width : i * width + columns]
+                for j in range(min(k, columns)):
+                    for c in range(0, length, at_once):
+                        add_rows(source[j::k, c : c + at_once], target[j::k, c : c + at_once])
+        start = (k // 2) * (width + 1) * channels
+        rows = padded[start : start + height * width * channels]
+        _drop(rows.reshape(-1, channels), k, out[image])
+    padded[:] = 0  # _pad writes no zeros
+
+
+@kernel
+def _pack(matrix, width, panels):
+    """Panels of `width` columns of matrix."""
+    for p in range(len(panels)):
+        pack(matrix[:, p * width : (p + 1) * width], panels[p])
+
+
+@kernel
+def _multiply(a, panels, width, added, c):
+    """c = a B + added, B (depth, columns) given as panels."""
+    nothing = panels[0][:, :0]
+    for p in range(len(panels)):
+        columns = slice(p * width, min((p + 1) * width, c.shape[1]))
+        multiply(a, panels[p], c[:, columns], added[:, columns], nothing)
+
+
+@kernel
+def _forward(start, stop, images, x, k, panels, width, bias, activation, y):
+    """[start, stop) counts blocks of `images` images."""
+    n, height, columns, n_in = x.shape
+    n_out = y.shape[3]
+    size = images * height * columns
+    on_input = n_in <= n_out
+    patch = k * k * min(n_in, n_out) if k > 1 else 0
+    scratch = np.empty((size, patch), x.dtype)
+    padded, _ = _padded(height, columns, min(n_in, n_out), k, x)
+    zeros = np.zeros((1, patch), x.dtype)
+    for block in range(start, stop):
+        first, last = block * images, min((block + 1) * images, n)
+        rows = (last - first) * height * columns
+        x_rows, y_rows = x[first:last].reshape(rows, n_in), y[first:last].reshape(rows, n_out)
+        parts = scratch[:rows].reshape(last - first, height, columns, patch)
+        if k == 1:
+            _multiply(x_rows, panels, width, bias, y_rows)
+        elif on_input:
+            _patches(x[first:last], k, padded, parts)
+            _multiply(scratch[:rows], panels, width, bias, y_rows)
+        else:
+            _multiply(x_rows, panels, width, zeros, scratch[:rows])
+            _add_patches(parts, k, padded, y[first:last])
+            for i in range(rows):
+                for j in range(n_out):
+                    y_rows[i, j] += bias[0, j]
+        _activate(y_rows.reshape(-1), activation)
+
+
+@kernel
+def _backward(
+    start, stop, groups, images, dy, x, y, k, panels, width, activation, dweights, dbiases, dx
+):
+    """[start, stop) counts groups of images, each with its own sums dweights and dbiases."""
+    n, height, columns, n_in = x.shape
+    n_out = y.shape[3]
+    size = images * height * columns
+    on_input = n_in <= n_out
+    thin = min(n_in, n_out)
+    patch = k * k * thin if k > 1 else 0
+    lanes = VECTOR_BYTES // x.itemsize
+    full = VECTORS * lanes
+    scratch = np.empty((size, patch), x.dtype)
+    padded, _ = _padded(height, columns, thin, k, x)
+    da = np.empty((images, height, columns, n_out), x.dtype)
+    n_panels, panel_width = _panels(dweights.shape[2], lanes)
+    factor_panels = np.empty((n_panels, size, full), x.dtype)
+    zeros = np.zeros((1, max(patch, n_in)), x.dtype)
+    for group in range(start, stop):
+        dweight, dbias = dweights[group], dbiases[group]
+        dweight[:] = 0
+        dbias[:] = 0
+        group_end = n * (group + 1) // groups
+        first = n * group // groups
+        while first < group_end:
+            last = min(first + images, group_end)
+            rows = (last - first) * height * columns
+            x_rows, dx_rows = x[first:last].reshape(rows, n_in), dx[first:last].reshape(rows, n_in)
+            block_da = da[: last - first]
+            da_rows = block_da.reshape(rows, n_out)
+            block_dy, block_y = dy[first:last].reshape(-1), y[first:last].reshape(-1)
+            _activate_backward(block_dy, block_y, activation, block_da.reshape(-1))
+            for i in range(rows):
+                for j in range(n_out):
+                    dbias[j] += da_rows[i, j]
+            parts = scratch[:rows].reshape(last - first, height, columns, patch)
+            # The factors of dweight += left^T right.
+            left, right = x_rows, da_rows
+            if k > 1 and on_input:
+                _patches(x[first:last], k, padded, parts)
+                left = scratch[:rows]
+            elif k > 1:
+                _patches(block_da, k, padded, parts)
+                right = scratch[:rows]
+            for p in range(n_panels):
+                pack(right[:, p * panel_width : (p + 1) * panel_width], factor_panels[p, :rows])
+            _multiply(left.T, factor_panels[:, :rows], panel_width, dweight, dweight)
+            if k == 1:
+                _multiply(da_rows, panels, width, zeros, dx_rows)
+            elif n_in < n_out:
+                _multiply(da_rows, panels, width, zeros, scratch[:rows])
+                _add_patches(parts, k, padded, dx[first:last])
+            else:
+                if on_input:
+                    _patches(block_da, k, padded, parts)
+                _multiply(scratch[:rows], panels, width, zeros, dx_rows)
+            first = last
 
 
 @kernel
