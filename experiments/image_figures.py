@@ -38,7 +38,7 @@ def image_experiment(options: ImageOptions, model: dict[str, Any], **settings: A
         model=model,
         conditional=options.conditional,
         more=several_draws,
-        draw=partial(draw, steps=5 if options.smoke else STEPS),
+        draw=partial(draw, steps=3 if options.smoke else STEPS),
         batch_size=BATCH,
         **settings,
     )
@@ -102,9 +102,9 @@ def spherical(start: np.ndarray, stop: np.ndarray, t: np.ndarray) -> np.ndarray:
 def complete(flow: Flow, test: Data, path: Path, steps: int) -> dict[str, float]:
     """Digits whose lower half is hidden, completed in two ways; the mean log p of each row.
 
-    Gradient ascent in the hidden pixels ends in the local maximum next to where it starts. From
-    noise that is no digit; from black it may be denser than the digit, and none either. Langevin
-    dynamics in the latents moves between images that the flow draws.
+    Gradient ascent in the hidden pixels stays near where it starts: from noise it finds no digit,
+    from black an image that may be denser than the digit, and is none either. Langevin dynamics in
+    the latents moves between images that the flow draws.
     """
     xp = flow.backend.xp
     x, context = with_noise(flow, test, COMPLETED)

@@ -80,7 +80,7 @@ def train_and_report(options: Options, experiment: Experiment) -> None:
         **model, backend=options.backend, dtype=options.dtype, seed=options.seed
     )
     folder = make_folder(options, experiment.name)
-    rows = (512, 256, 256) if options.smoke else (None, None, None)
+    rows = (512, 100, 100) if options.smoke else (None, None, None)
     train, validation, test = load(flow, experiment.conditional, training.integers, rows)
     epochs_shown = sorted({1, *np.linspace(1, training.epochs, 4).round().astype(int).tolist()})
 

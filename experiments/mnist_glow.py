@@ -23,7 +23,7 @@ TRAINING: dict[str, dict[str, Any]] = {
     },
 }
 REACHED = ""
-REFERENCES: dict[str, float] = {}
+REFERENCES = {"Glow in later papers' tables: 1.05": 1.05}
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Every experiment runs with --smoke, obeys its options, and leaves what it promises."""
 
+import importlib
 import json
 import os
 import re
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from npflow.bijections import Chain, InvertibleConv1x1, Logit, Reshape, Squeeze
+from npflow.distributions import StandardNormal
 from npflow.flow import Flow
 from npflow.training import CHECKPOINT, METRICS
 
@@ -156,6 +159,74 @@ def test_other_choices(name, choice, tmp_path):
     arguments = ["--smoke", "--epochs", 1, *choice, "--out", tmp_path / "out"]
     run(FOLDER / f"{name}.py", *arguments, folder=tmp_path)
     assert np.isfinite(summary_of(tmp_path / "out")["test_nll"])
+
+
+@pytest.fixture
+def image_figures(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("image_figures")
+
+
+def normal_images():
+    """A flow of 2 x 2 images whose logits y are normal, and the precision of y."""
+    shape = (2, 2, 1)
+    layers = Squeeze(shape), InvertibleConv1x1(4), Reshape((1, 1, 4), (4,))
+    flow = Flow(
+        StandardNormal(4), Chain((Logit(0.01), *layers)), shape=shape, backend="reference",
+        dtype="float64",
+    )  # fmt: skip
+    weight = [[1.5, 0.5, 0.0, 0.4], [0.0, 1.0, 0.6, 0.0], [0.3, 0.0, 1.2, 0.0], [0.0, 0.7, 0.0, 1]]
+    flow.bijection.layers[2].weight.value[...] = weight
+    jacobian = flow.bijection.layers[2].forward(np.eye(4).reshape(4, 1, 1, 4))[0].reshape(4, 4)
+    return flow, jacobian @ jacobian.T
+
+
+KNOWN = np.array([True, True, False, False]).reshape(2, 2, 1)
+
+
+def test_langevin_completes_as_the_posterior_says(image_figures):
+    """Given y_a + N(0, 1), y_b is normal, too. Without noise it ends at the mode.
+
+    Samples that know nothing of y_a would be off by 0.3 and more, and a mode of 0 by 0.1. The
+    dynamics lags a little behind its falling deviation.
+    """
+    flow, precision = normal_images()
+    logit = flow.bijection.layers[0]
+    x = flow.sample(1000, seed=5)
+    observed = logit.forward(x)[0].reshape(-1, 4)[:, :2]
+    covariance = np.linalg.inv(precision + np.diag([1.0, 1.0, 0.0, 0.0]))
+    mean = observed @ covariance[:2, 2:]
+    assert (mean**2).mean(axis=0).min() > 0.1
+    for temperature, tolerance in ((0.0, 0.02), (1.0, 0.12)):
+        found = image_figures.langevin(flow, x, None, KNOWN, 1000, temperature)
+        np.testing.assert_array_equal(found[:, KNOWN], x[:, KNOWN])
+        error = logit.forward(found)[0].reshape(-1, 4)[:, 2:] - mean
+        spread = temperature**2 * covariance[2:, 2:]
+        np.testing.assert_allclose(error.T @ error / len(x), spread, rtol=0, atol=tolerance)
+
+
+def test_ascent_ends_at_the_conditional_mode(image_figures):
+    flow, precision = normal_images()
+    logit = flow.bijection.layers[0]
+    x = flow.sample(20, seed=5)
+    y = logit.forward(x)[0].reshape(-1, 4)
+    mode = -y[:, :2] @ precision[:2, 2:] @ np.linalg.inv(precision[2:, 2:])
+    assert np.abs(mode).max() < 4  # the ends of the pixels' range are further away
+    found = image_figures.ascend(flow, x, None, KNOWN, 200, 256.0)
+    np.testing.assert_array_equal(found[:, KNOWN], x[:, KNOWN])
+    np.testing.assert_allclose(logit.forward(found)[0].reshape(-1, 4)[:, 2:], mode, atol=1e-6)
+
+
+def test_a_spherical_walk(image_figures):
+    start, stop = np.random.default_rng(0).normal(size=(2, 50)) * [[1.0], [2.0]]
+    t = np.linspace(0, 1, 5)[:, None]
+    walk = image_figures.spherical(start, stop, t)
+    np.testing.assert_allclose(walk[[0, -1]], [start, stop], atol=1e-13)
+    lengths = np.linalg.norm(walk, axis=1)
+    np.testing.assert_allclose(lengths, np.linspace(lengths[0], lengths[-1], 5), rtol=1e-13)
+    directions = walk / lengths[:, None]
+    steps = np.linalg.norm(np.diff(directions, axis=0), axis=1)
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-12)
 
 
 def test_interrupted_and_resumed(tmp_path):

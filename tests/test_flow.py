@@ -11,11 +11,17 @@ from npflow import datasets, testing
 from npflow.backend import get_backend
 from npflow.bijections import BatchNorm, Bijection, Chain, Diagonal, Memory, Scale, shuffle
 from npflow.distributions import DiagonalNormal, Logistic, StandardNormal
-from npflow.errors import InversionDriftError, NonFiniteError, ShapeError
+from npflow.errors import (
+    ConfigurationError,
+    InversionDriftError,
+    NonFiniteError,
+    ShapeError,
+)
 from npflow.flow import Flow
 from npflow.models import (
     NICE_CONFIGURATIONS,
     REALNVP_CONFIGURATIONS,
+    dequantizer,
     glow,
     nice,
     realnvp,
@@ -23,6 +29,7 @@ from npflow.models import (
 )
 from npflow.optim import Adam
 from npflow.params import Parameter, constant
+from npflow.random import Stream
 from npflow.training import TrainingOptions, evaluate, fit
 
 BACKENDS = ["reference", "numpy"]
@@ -379,6 +386,61 @@ def test_initialize_and_update_statistics_take_the_moments_of_the_data(backend):
             h = layer.forward(h)[0]
         # So at x itself the density is what training saw.
         assert -flow.log_prob(x).mean() == pytest.approx(flow.nll_and_grad(x), abs=1e-10)
+
+
+# Dequantizers of image models
+
+
+def variational(build_images, backend="reference"):
+    small = {
+        glow: {"levels": 1, "steps": 1},
+        realnvp_multiscale: {"checkerboards": (1,), "channels": (1,), "network": "convnet"},
+    }[build_images]
+    flow = build_images(
+        (4, 4, 2), **small, width=3, dequantization="variational", backend=backend, dtype="float64"
+    )
+    return stirred(flow, 0.05)
+
+
+@pytest.mark.parametrize("build_images", [glow, realnvp_multiscale])
+def test_gradient_of_the_bound_of_image_models(build_images, backend):
+    flow = variational(build_images, backend)
+    values = RNG.integers(0, 256, size=(6, 4, 4, 2))
+    noise = 3, 1, Stream.DEQUANTIZE
+    flow.bound_and_grad(values, None, *noise)
+    gradient, parameters = flow.params.grads.copy(), flow.params.values
+    of_noise = [name for name in flow.params.table if name.startswith("dequantizer.")]
+    assert len(of_noise) > 20
+    assert all(np.abs(flow.params.grad(name)).max() > 1e-6 for name in of_noise)
+    h, v = 1e-5, np.random.default_rng(0).normal(size=parameters.size)
+    losses = []
+    for step in (h, -2 * h, h):
+        parameters += step * v
+        losses.append(-flow.bound(values, None, *noise).mean())
+    assert gradient @ v == pytest.approx((losses[0] - losses[1]) / (2 * h), rel=1e-5)
+
+
+def test_noise_of_image_models_is_given_the_image(tmp_path):
+    flow = variational(glow)
+    values = RNG.integers(0, 256, size=(2, 4, 4, 2))
+    draw = flow.dequantizer.sample(values, 0, 0)
+    noise = draw.x - values
+    assert 0 <= noise.min() < noise.max() <= 1
+    other = values.copy()
+    other[0, 0, 0, 0] ^= 128
+    changed = flow.dequantizer.sample(other, 0, 0).x - other != noise
+    assert changed[0].sum() > 5
+    assert not changed[1].any()
+    flow.save(tmp_path / "flow")
+    loaded = Flow.load(tmp_path / "flow", "reference")
+    np.testing.assert_array_equal(loaded.bound(values), flow.bound(values))
+
+
+def test_unknown_dequantizations_are_refused():
+    with pytest.raises(ConfigurationError, match="uniform or variational"):
+        glow((4, 4, 1), dequantization="gaussian")
+    with pytest.raises(ConfigurationError, match="couplings is 0"):
+        dequantizer((4, 4, 1), couplings=0)
 
 
 # Files

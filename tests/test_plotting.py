@@ -104,6 +104,24 @@ def test_curves_draws_what_there_is(tmp_path):
     assert 300 < dashes.max() < 700  # one long row of them, for the reference
 
 
+@pytest.mark.parametrize("largest", [3.0, 3000.0])  # a linear axis, a logarithmic one
+def test_histograms_share_one_axis(tmp_path, largest):
+    """The bars of single numbers lie where the axis has them, each with a peak of 1."""
+    values = {"low": np.full(90, 1.0), "middle": np.array([2.0]), "high": np.array([largest])}
+    plotting.histograms(values, tmp_path / "a.png", "bits/dim")
+    picture = imread(tmp_path / "a.png")[60:, :, :3]  # below the legend
+    places, tops = [], []
+    for colour in (plotting.BLUE, plotting.VERMILION, plotting.GREEN):
+        line = np.abs(picture - to_rgb(colour)).max(axis=-1) < 0.02
+        columns = np.flatnonzero(line.sum(axis=0) > 100)  # upright lines, not the base
+        places.append(columns.mean())
+        tops.append(np.flatnonzero(line[:, columns].any(axis=1))[0])
+    share = (places[1] - places[0]) / (places[2] - places[0])
+    expected = 0.5 if largest == 3 else np.log(2) / np.log(3000)
+    assert share == pytest.approx(expected, abs=0.015)
+    assert max(tops) - min(tops) <= 2
+
+
 def test_grid_log_prob_is_the_density_at_the_cells():
     flow, extent = shifted_normal(), (-1.0, 2.0, -3.0, 1.0)
     log_prob = plotting.grid_log_prob(flow, extent, 6)
