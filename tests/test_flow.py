@@ -405,7 +405,8 @@ def variational(build_images, backend="reference"):
 @pytest.mark.parametrize("build_images", [glow, realnvp_multiscale])
 def test_gradient_of_the_bound_of_image_models(build_images, backend):
     flow = variational(build_images, backend)
-    values = RNG.integers(0, 256, size=(6, 4, 4, 2))
+    # With these numbers no ReLU is within a step of its kink; with others some are.
+    values = np.random.default_rng(0).integers(0, 256, size=(6, 4, 4, 2))
     noise = 3, 1, Stream.DEQUANTIZE
     flow.bound_and_grad(values, None, *noise)
     gradient, parameters = flow.params.grads.copy(), flow.params.values
@@ -417,7 +418,7 @@ def test_gradient_of_the_bound_of_image_models(build_images, backend):
     for step in (h, -2 * h, h):
         parameters += step * v
         losses.append(-flow.bound(values, None, *noise).mean())
-    assert gradient @ v == pytest.approx((losses[0] - losses[1]) / (2 * h), rel=1e-5)
+    assert gradient @ v == pytest.approx((losses[0] - losses[1]) / (2 * h), rel=1e-7)
 
 
 def test_noise_of_image_models_is_given_the_image(tmp_path):
