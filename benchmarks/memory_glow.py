@@ -1,4 +1,4 @@
-"""Peak memory of a training step of Glow, and its time, against depth, beside normflows.
+"""Peak memory of a training step of Glow against depth, beside normflows.
 
     python benchmarks/memory_glow.py --torch-python .venv-torch/bin/python --out runs/memory_glow
 
@@ -24,7 +24,7 @@ from against_peers import run
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
-MEASURED = "peak_mib", "step_mib", "ms"
+MEASURED = "peak_mib", "step_mib"
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Settings:
     reference: int = 8
     """The depth that ratios are taken to, one of depths."""
     repetitions: int = 3
-    """Steps timed in each process."""
+    """Steps in each process."""
     rounds: int = 3
     """Processes of each system and depth; medians are taken over them."""
     torch_python: Path | None = None
@@ -67,6 +67,7 @@ def measure(depth: int, settings: Settings) -> list[dict[str, Any]]:
     for _ in range(settings.rounds):
         for command in commands:
             for record in run(*command):
+                record.pop("ms")  # memory may be measured beside other work, time may not
                 found.setdefault(record["system"], []).append(record)
     return [
         rounds[0] | {name: statistics.median(r[name] for r in rounds) for name in MEASURED}
@@ -84,24 +85,21 @@ def by_system(records: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, An
 
 def print_table(records: list[dict[str, Any]], reference: int) -> None:
     ratio = f"/ K={reference}"
-    print(f"{'system':18} {'K':>4} {'peak MiB':>9} {'step MiB':>9} {ratio:>8} {'step ms':>9}")
+    print(f"{'system':18} {'K':>4} {'peak MiB':>9} {'step MiB':>9} {ratio:>8}")
     for system, depths in by_system(records).items():
         unit = depths[reference]["step_mib"]
         for depth, r in depths.items():
             peak, step = r["peak_mib"], r["step_mib"]
-            print(
-                f"{system:18} {depth:4} {peak:9.1f} {step:9.1f} {step / unit:8.2f} {r['ms']:9.1f}"
-            )
+            print(f"{system:18} {depth:4} {peak:9.1f} {step:9.1f} {step / unit:8.2f}")
 
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
     panels = {
         "peak_mib": "peak MiB",
         "step_mib": "peak MiB without parameters,\ngradients and moments",
-        "ms": "ms a training step",
     }
-    for axes, (key, label) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+    for axes, (key, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         axes.set(xscale="log", yscale="log", xlabel="steps of flow a scale", ylabel=label)
         for system, depths in by_system(records).items():
             style = "o-" if system.startswith("npflow") else "s--"
