@@ -22,7 +22,8 @@ TRAINING: dict[str, dict[str, Any]] = {
         "max_norm": 50.0,
     },
 }
-REACHED = ""
+REACHED = """Test bits/dim reached (experiments/results/README.md):
+  --config affine   1.174, 1.157 with 8 draws of the noise  (12 epochs)"""
 REFERENCES = {"Glow in later papers' tables: 1.05": 1.05}
 
 
