@@ -169,6 +169,7 @@ def langevin(
         dy = xp.where(known, y - found, 0) * float(deviation**-2)
         dimage, _ = logit.backward(logit_cache, dy, zeros)
         dz, _ = flow.bijection.inverse_backward(cache, dimage, zeros)
+        dz = xp.where(xp.isfinite(dz), dz, 0)  # an image that overflowed: the prior leads back
         dz -= z
         dz *= xp.minimum(1, LONGEST / xp.linalg.norm(dz, axis=1, keepdims=True))
         z += float(size) / 2 * dz
