@@ -1,7 +1,7 @@
 """Freed memory stays with the process, for the arrays of the next step.
 
 After a gradient glibc would give the top of the heap back to the system, which then has to provide
-and clear every page of it again: a third of the time of a training step of Glow. Up to 1 GiB is
+and clear every page of it again: 25,000 pages in a training step of a small Glow. Up to 1 GiB is
 kept instead, and arrays of up to 32 MiB, glibc's limit, come from the heap. Other C libraries have
 no such settings. The user's own (MALLOC_TRIM_THRESHOLD_, GLIBC_TUNABLES) are left alone.
 """
