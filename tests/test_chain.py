@@ -231,12 +231,12 @@ def test_views_share_memory_with_the_flat_buffers(backend, tmp_path):
                 continue
             buffer = flow.params.values if isinstance(member, Parameter) else flow.params.state
             xp = flow.backend.xp
-            assert xp.shares_memory(member.value, buffer), name
+            assert xp.may_share_memory(member.value, buffer), name
             np.testing.assert_array_equal(
                 flow.backend.to_numpy(member.value), flow.params.to_numpy()[name]
             )
             if isinstance(member, Parameter):
-                assert xp.shares_memory(member.grad, flow.params.grads), name
+                assert xp.may_share_memory(member.grad, flow.params.grads), name
         assert sum(slot.stop - slot.start for slot in flow.params.table.values()) == (
             flow.params.count
         )

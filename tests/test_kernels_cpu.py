@@ -313,6 +313,12 @@ def test_columns(rows, d, seed, dtype, strided):
     for mine, theirs in zip(parts, reference_columns.split(x, kept, transformed), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     np.testing.assert_array_equal(columns.merge(*parts, kept, transformed), x)
+    y = _random(seed + 1, dtype, strided)(rows, len(kept))
+    merged = columns.merge_add(parts[0], y, parts[1], kept, transformed)
+    np.testing.assert_array_equal(merged[:, kept], x[:, kept] + y)
+    np.testing.assert_array_equal(merged[:, transformed], x[:, transformed])
+    np.testing.assert_array_equal(columns.add_up((x,)), x)
+    np.testing.assert_array_equal(columns.add_up((x, -2 * x, x, x)), x)
 
 
 def _adam_arrays(size, dtype):

@@ -1,8 +1,26 @@
-// What a linear layer does around its matrix products; formulas in reference/linear.py.
-// y, dy (batch, d); bias, dbias (d,).
+// A linear layer in one launch each way, where it is small; and what surrounds the products of
+// cuBLAS where it is large: there y, dy are (batch, d); bias, dbias (d,). Formulas in
+// reference/linear.py.
 
-#include "activation.cuh"
 #include "common.cuh"
+#include "product.cuh"
+
+template <typename T>
+__global__ void __launch_bounds__(256) linear_forward(
+    const T* x, const T* weight, const T* bias, T* y, int activation, T leaky_slope,
+    long long batch, long long n_in, long long n_out) {
+    forward_tile(
+        x, weight, bias, y, activation, leaky_slope, batch, n_in, n_out, Dense{n_in, n_out});
+}
+
+template <typename T>
+__global__ void __launch_bounds__(256) linear_backward(
+    const T* dy, const T* x, const T* y, const T* weight, T* dx, T* dweight, T* dbias,
+    int activation, T leaky_slope, long long batch, long long n_in, long long n_out) {
+    backward_tile(
+        dy, x, y, weight, dx, dweight, dbias, activation, leaky_slope, batch, n_in, n_out,
+        Dense{n_in, n_out});
+}
 
 // y = act(y + bias) in place. One block a row.
 template <typename T>

@@ -15,7 +15,7 @@ from .batch_norm import (
     batch_norm_inverse_backward,
     moments,
 )
-from .columns import merge, permute, split
+from .columns import add_up, merge, merge_add, permute, split
 from .conv import conv_backward, conv_forward
 from .densities import (
     bernoulli_backward,

@@ -4,20 +4,20 @@ import cupy
 import numpy as np
 from cupy import ndarray
 
-from .launch import ARRAY, DOUBLES, REAL, Family, per_column, per_element
+from .launch import ARRAY, DOUBLES, REAL, RESULT, Family, empty_like, per_column, per_element
 
 _family = Family("actnorm")
 _apply_kernel = _family.kernel(
-    "actnorm_apply", x=ARRAY, log_scale=ARRAY, shift=ARRAY, sign=REAL, out=ARRAY, log_det=ARRAY,
+    "actnorm_apply", x=ARRAY, log_scale=ARRAY, shift=ARRAY, sign=REAL, out=RESULT, log_det=RESULT,
     batch=np.int64, pixels=np.int64, c=np.int64,
 )  # fmt: skip
 _backward_kernel = _family.kernel(
-    "actnorm_backward", dout=ARRAY, x=ARRAY, log_scale=ARRAY, sign=REAL, din=ARRAY, parts=DOUBLES,
+    "actnorm_backward", dout=ARRAY, x=ARRAY, log_scale=ARRAY, sign=REAL, din=RESULT, parts=DOUBLES,
     rows=np.int64, c=np.int64,
 )  # fmt: skip
 _add_sums = _family.kernel(
     "actnorm_add_sums", parts=DOUBLES, dlog_det=ARRAY, log_scale=ARRAY, sign=REAL,
-    dlog_scale=ARRAY, dshift=ARRAY, blocks=np.int64, batch=np.int64, pixels=np.int64, c=np.int64,
+    dlog_scale=RESULT, dshift=RESULT, blocks=np.int64, batch=np.int64, pixels=np.int64, c=np.int64,
 )  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def _sizes(x: ndarray) -> tuple[int, int, int]:
 
 
 def _apply(x: ndarray, log_scale: ndarray, shift: ndarray, sign: int) -> tuple[ndarray, ndarray]:
-    out, log_det = cupy.empty_like(x), cupy.empty(len(x), x.dtype)
+    out, log_det = empty_like(x), cupy.empty(len(x), x.dtype)
     size = per_element(x.size)
     _apply_kernel(x.dtype, size, x, log_scale, shift, sign, out, log_det, *_sizes(x))
     return out, log_det
@@ -79,7 +79,7 @@ def _backward(
     batch, pixels, c = _sizes(x)
     rows, (tiles, block) = batch * pixels, per_column(c)
     blocks = min(-(-rows // (4 * block[1])), 256)  # a few rows a thread, and work for a whole GPU
-    din, parts = cupy.empty_like(x), cupy.empty((blocks, 2, c))
+    din, parts = empty_like(x), cupy.empty((blocks, 2, c))
     size = (*tiles, blocks), block
     _backward_kernel(x.dtype, size, dout, x, log_scale, sign, din, parts, rows, c)
     _add_sums(

@@ -8,9 +8,8 @@ import cupy
 import numpy as np
 from cupy import ndarray
 
-from .launch import ARRAY, ARRAYS, INDEX_ARRAYS, INDICES, REAL, Family
+from .launch import ARRAY, ARRAYS, INDEX_ARRAYS, INDICES, REAL, RESULT, Family, empty_like, per_tile
 from .linear import LEAKY_SLOPE, _code
-from .masked_linear import per_tile
 
 MAPS = ("additive", "affine", "rational_quadratic", "bernoulli", "mixture")  # as in the .cu file
 MAPS_WITH_GRADIENT = MAPS[:3]
@@ -25,7 +24,7 @@ _invert_panel = _family.kernel(
     map=np.int32, parts=np.int32, numbers=np.int32, first=np.int64, last=np.int64, d=np.int64,
 )  # fmt: skip
 _push = _family.kernel(
-    "push", source=ARRAY, source_ends=INDICES, weight=ARRAY, target=ARRAY, target_ends=INDICES,
+    "push", source=ARRAY, source_ends=INDICES, weight=ARRAY, target=RESULT, target_ends=INDICES,
     first=np.int64, last=np.int64, batch=np.int64, n_in=np.int64, n=np.int64,
 )  # fmt: skip
 _invert_panel_backward = _family.kernel(
@@ -35,7 +34,7 @@ _invert_panel_backward = _family.kernel(
     first=np.int64, last=np.int64, d=np.int64,
 )  # fmt: skip
 _push_back = _family.kernel(
-    "push_back", source=ARRAY, source_ends=INDICES, weight=ARRAY, target=ARRAY,
+    "push_back", source=ARRAY, source_ends=INDICES, weight=ARRAY, target=RESULT,
     target_ends=INDICES, first=np.int64, last=np.int64, batch=np.int64, n_to=np.int64,
     n=np.int64, parts=np.int32,
 )  # fmt: skip
@@ -105,7 +104,7 @@ def autoregressive_inverse_backward(
     known = x.shape[1] - d
     x = cupy.ascontiguousarray(x[:, known:])
     total = dx.copy()
-    nodes = (total, *(cupy.zeros_like(h) for h in activations), cupy.empty_like(params))
+    nodes = (total, *(cupy.zeros_like(h, order="C") for h in activations), empty_like(params))
     network = _Network(weights, direct, ends, known, d)
     for first in reversed(range(0, d, network.panel)):
         last = min(first + network.panel, d)

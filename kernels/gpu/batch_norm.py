@@ -4,28 +4,28 @@ import cupy
 import numpy as np
 from cupy import ndarray
 
-from .launch import ARRAY, REAL, Family, per_column, per_row
+from .launch import ARRAY, REAL, RESULT, Family, empty_like, per_column, per_row
 
 _family = Family("batch_norm")
 _moments = _family.kernel(
-    "moments", x=ARRAY, mean=ARRAY, var=ARRAY, batch=np.int64, d=np.int64
+    "moments", x=ARRAY, mean=RESULT, var=RESULT, batch=np.int64, d=np.int64
 )  # fmt: skip
 _forward = _family.kernel(
     "batch_norm_forward", x=ARRAY, mean=ARRAY, var=ARRAY, log_gamma=ARRAY, beta=ARRAY,
-    epsilon=REAL, z=ARRAY, log_det=ARRAY, batch=np.int64, d=np.int64,
+    epsilon=REAL, z=RESULT, log_det=RESULT, batch=np.int64, d=np.int64,
 )  # fmt: skip
 _inverse = _family.kernel(
     "batch_norm_inverse", z=ARRAY, mean=ARRAY, var=ARRAY, log_gamma=ARRAY, beta=ARRAY,
-    epsilon=REAL, x=ARRAY, log_det=ARRAY, batch=np.int64, d=np.int64,
+    epsilon=REAL, x=RESULT, log_det=RESULT, batch=np.int64, d=np.int64,
 )  # fmt: skip
 _backward = _family.kernel(
     "batch_norm_backward", dz=ARRAY, dlog_det=ARRAY, x=ARRAY, mean=ARRAY, var=ARRAY,
-    log_gamma=ARRAY, epsilon=REAL, own=np.int32, dx=ARRAY, dlog_gamma=ARRAY, dbeta=ARRAY,
+    log_gamma=ARRAY, epsilon=REAL, own=np.int32, dx=RESULT, dlog_gamma=RESULT, dbeta=RESULT,
     batch=np.int64, d=np.int64,
 )  # fmt: skip
 _inverse_backward = _family.kernel(
     "batch_norm_inverse_backward", dx=ARRAY, dlog_det=ARRAY, x=ARRAY, mean=ARRAY, var=ARRAY,
-    log_gamma=ARRAY, epsilon=REAL, dz=ARRAY, dlog_gamma=ARRAY, dbeta=ARRAY,
+    log_gamma=ARRAY, epsilon=REAL, dz=RESULT, dlog_gamma=RESULT, dbeta=RESULT,
     batch=np.int64, d=np.int64,
 )  # fmt: skip
 
@@ -43,7 +43,7 @@ def batch_norm_forward(
 ) -> tuple[ndarray, ndarray]:
     """z = gamma (x - mean) / sigma + beta and log_det."""
     batch, d = x.shape
-    z, log_det = cupy.empty_like(x), cupy.empty(batch, x.dtype)
+    z, log_det = empty_like(x), cupy.empty(batch, x.dtype)
     _forward(
         x.dtype, per_row(batch, d), x, mean, var, log_gamma, beta, epsilon, z, log_det, batch, d
     )
@@ -55,7 +55,7 @@ def batch_norm_inverse(
 ) -> tuple[ndarray, ndarray]:
     """x = (z - beta) sigma / gamma + mean and log_det."""
     batch, d = z.shape
-    x, log_det = cupy.empty_like(z), cupy.empty(batch, z.dtype)
+    x, log_det = empty_like(z), cupy.empty(batch, z.dtype)
     _inverse(
         z.dtype, per_row(batch, d), z, mean, var, log_gamma, beta, epsilon, x, log_det, batch, d
     )
@@ -76,7 +76,7 @@ def batch_norm_backward(
 ) -> ndarray:
     """Gradient of batch_norm_forward: returns dx; dlog_gamma and dbeta are added to."""
     batch, d = x.shape
-    dx = cupy.empty_like(x)
+    dx = empty_like(x)
     _backward(
         x.dtype, per_column(d), dz, dlog_det, x, mean, var, log_gamma, epsilon, int(own),
         dx, dlog_gamma, dbeta, batch, d,
@@ -97,7 +97,7 @@ def batch_norm_inverse_backward(
 ) -> ndarray:
     """Gradient of batch_norm_inverse: returns dz; dlog_gamma and dbeta are added to."""
     batch, d = x.shape
-    dz = cupy.empty_like(x)
+    dz = empty_like(x)
     _inverse_backward(
         x.dtype, per_column(d), dx, dlog_det, x, mean, var, log_gamma, epsilon,
         dz, dlog_gamma, dbeta, batch, d,

@@ -14,18 +14,18 @@ import cupy.cublas
 import numpy as np
 from cupy import ndarray
 
-from .launch import ARRAY, Family, per_column, per_row
+from .launch import ARRAY, RESULT, Family, empty_like, per_column, per_row
 from .linear import LEAKY_SLOPE, _activate_backward, _add_bias_and_activate, _code
 
 _PATCHES_BYTES = 64 << 20  # of the images that are taken at a time
 
 _family = Family("conv")
 _take_patches = _family.kernel(
-    "take_patches", x=ARRAY, patches=ARRAY, rows=np.int64,
+    "take_patches", x=ARRAY, patches=RESULT, rows=np.int64,
     h=np.int32, w=np.int32, c=np.int32, k=np.int32,
 )  # fmt: skip
 _add_patches = _family.kernel(
-    "add_patches", patches=ARRAY, x=ARRAY, rows=np.int64,
+    "add_patches", patches=ARRAY, x=RESULT, rows=np.int64,
     h=np.int32, w=np.int32, c=np.int32, k=np.int32,
 )  # fmt: skip
 
@@ -33,6 +33,7 @@ _add_patches = _family.kernel(
 def conv_forward(x: ndarray, weight: ndarray, bias: ndarray, activation: str) -> ndarray:
     """y[b, i, j] = act(sum_{u, v} x[b, i + u - k//2, j + v - k//2] W[u, v] + bias)."""
     k, _, n_in, n_out = weight.shape
+    x = cupy.ascontiguousarray(x)
     y = cupy.empty((*x.shape[:3], n_out), x.dtype)
     if k == 1:
         _multiply("N", "N", _rows(x), weight[0, 0], _rows(y))
@@ -61,11 +62,12 @@ def conv_backward(
 ) -> ndarray:
     """Gradient of conv_forward: returns dx; dweight and dbias are added to.
 
-    dy is overwritten by da = dy act'(y).
+    dy may be overwritten by da = dy act'(y).
     """
     k, _, n_in, n_out = weight.shape
+    dy, x = cupy.ascontiguousarray(dy), cupy.ascontiguousarray(x)
     _backward_to_bias(dy, y, _code(activation), dbias)
-    dx = cupy.empty_like(x)
+    dx = empty_like(x)
     if k == 1:
         _multiply("T", "N", _rows(x), _rows(dy), dweight[0, 0], added=True)
         _multiply("N", "T", _rows(dy), weight[0, 0], _rows(dx))

@@ -6,25 +6,25 @@ import cupy
 import numpy as np
 from cupy import ndarray
 
-from .launch import ARRAY, Family, Kind, per_row
+from .launch import ARRAY, RESULT, Family, Kind, empty_like, per_row
 
 _family = Family("densities")
 _log_prob_parameters: dict[str, Kind] = {
-    "z": ARRAY, "log_prob": ARRAY, "batch": np.int64, "d": np.int64
+    "z": ARRAY, "log_prob": RESULT, "batch": np.int64, "d": np.int64
 }  # fmt: skip
 _backward_parameters: dict[str, Kind] = {
-    "z": ARRAY, "dlog_prob": ARRAY, "dz": ARRAY, "batch": np.int64, "d": np.int64
+    "z": ARRAY, "dlog_prob": ARRAY, "dz": RESULT, "batch": np.int64, "d": np.int64
 }  # fmt: skip
 _normal = _family.kernel("normal_log_prob", **_log_prob_parameters)
 _normal_backward = _family.kernel("normal_log_prob_backward", **_backward_parameters)
 _logistic = _family.kernel("logistic_log_prob", **_log_prob_parameters)
 _logistic_backward = _family.kernel("logistic_log_prob_backward", **_backward_parameters)
 _bernoulli = _family.kernel(
-    "bernoulli_log_prob", x=ARRAY, logits=ARRAY, log_prob=ARRAY, batch=np.int64, d=np.int64
+    "bernoulli_log_prob", x=ARRAY, logits=ARRAY, log_prob=RESULT, batch=np.int64, d=np.int64
 )
 _bernoulli_backward = _family.kernel(
     "bernoulli_backward",
-    x=ARRAY, logits=ARRAY, dlog_prob=ARRAY, dlogits=ARRAY, batch=np.int64, d=np.int64,
+    x=ARRAY, logits=ARRAY, dlog_prob=ARRAY, dlogits=RESULT, batch=np.int64, d=np.int64,
 )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def bernoulli_log_prob(x: ndarray, logits: ndarray) -> ndarray:
 def bernoulli_backward(x: ndarray, logits: ndarray, dlog_prob: ndarray) -> ndarray:
     """dlogits = (x - sigmoid(logits)) dlog_prob."""
     batch, d = x.shape
-    dlogits = cupy.empty_like(logits)
+    dlogits = empty_like(logits)
     size = per_row(batch, d)
     _bernoulli_backward(x.dtype, size, x, logits, dlog_prob, dlogits, batch, d)
     return dlogits
@@ -74,6 +74,6 @@ def _log_prob(kernel: Callable[..., None], z: ndarray) -> ndarray:
 
 def _log_prob_backward(kernel: Callable[..., None], z: ndarray, dlog_prob: ndarray) -> ndarray:
     batch, d = z.shape
-    dz = cupy.empty_like(z)
+    dz = empty_like(z)
     kernel(z.dtype, per_row(batch, d), z, dlog_prob, dz, batch, d)
     return dz

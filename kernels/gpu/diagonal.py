@@ -4,16 +4,16 @@ import cupy
 import numpy as np
 from cupy import ndarray
 
-from .launch import ARRAY, REAL, Family, per_column, per_row
+from .launch import ARRAY, REAL, RESULT, Family, empty_like, per_column, per_row
 
 _family = Family("diagonal")
 _scale_kernel = _family.kernel(
-    "diagonal_scale", x=ARRAY, log_scale=ARRAY, sign=REAL, out=ARRAY, log_det=ARRAY,
+    "diagonal_scale", x=ARRAY, log_scale=ARRAY, sign=REAL, out=RESULT, log_det=RESULT,
     batch=np.int64, d=np.int64,
 )  # fmt: skip
 _scale_backward_kernel = _family.kernel(
     "diagonal_scale_backward", dout=ARRAY, dlog_det=ARRAY, x=ARRAY, log_scale=ARRAY, sign=REAL,
-    din=ARRAY, dlog_scale=ARRAY, batch=np.int64, d=np.int64,
+    din=RESULT, dlog_scale=RESULT, batch=np.int64, d=np.int64,
 )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def diagonal_inverse_backward(
 
 def _scale(x: ndarray, log_scale: ndarray, sign: int) -> tuple[ndarray, ndarray]:
     batch, d = x.shape
-    out, log_det = cupy.empty_like(x), cupy.empty(batch, x.dtype)
+    out, log_det = empty_like(x), cupy.empty(batch, x.dtype)
     _scale_kernel(x.dtype, per_row(batch, d), x, log_scale, sign, out, log_det, batch, d)
     return out, log_det
 
@@ -57,7 +57,7 @@ def _scale_backward(
     dlog_scale: ndarray,
 ) -> ndarray:
     batch, d = x.shape
-    din = cupy.empty_like(x)
+    din = empty_like(x)
     _scale_backward_kernel(
         x.dtype, per_column(d), dout, dlog_det, x, log_scale, sign, din, dlog_scale, batch, d
     )

@@ -4,28 +4,38 @@ import cupy
 import numpy as np
 from cupy import ndarray
 
-from .launch import ARRAY, DOUBLES, REAL, Family, Launch, per_column, per_element
+from .launch import (
+    ARRAY,
+    DOUBLES,
+    REAL,
+    RESULT,
+    Family,
+    Launch,
+    empty_like,
+    per_column,
+    per_element,
+)
 
 _family = Family("gated")
 _concat_elu_forward = _family.kernel(
-    "concat_elu_forward", x=ARRAY, y=ARRAY, n=np.int64, c=np.int64
+    "concat_elu_forward", x=ARRAY, y=RESULT, n=np.int64, c=np.int64
 )  # fmt: skip
 _concat_elu_backward = _family.kernel(
-    "concat_elu_backward", dy=ARRAY, y=ARRAY, dx=ARRAY, n=np.int64, c=np.int64
+    "concat_elu_backward", dy=ARRAY, y=ARRAY, dx=RESULT, n=np.int64, c=np.int64
 )  # fmt: skip
 _forward = _family.kernel(
-    "gated_norm_forward", h=ARRAY, params=ARRAY, gain=ARRAY, shift=ARRAY, epsilon=REAL, y=ARRAY,
+    "gated_norm_forward", h=ARRAY, params=ARRAY, gain=ARRAY, shift=ARRAY, epsilon=REAL, y=RESULT,
     rows=np.int64, c=np.int64,
 )  # fmt: skip
 _backward = _family.kernel(
-    "gated_norm_backward", dy=ARRAY, h=ARRAY, params=ARRAY, gain=ARRAY, epsilon=REAL, dh=ARRAY,
-    dparams=ARRAY, s_hat=ARRAY, rows=np.int64, c=np.int64,
+    "gated_norm_backward", dy=ARRAY, h=ARRAY, params=ARRAY, gain=ARRAY, epsilon=REAL, dh=RESULT,
+    dparams=RESULT, s_hat=RESULT, rows=np.int64, c=np.int64,
 )  # fmt: skip
 _sums = _family.kernel(
     "gated_norm_sums", dy=ARRAY, s_hat=ARRAY, parts=DOUBLES, rows=np.int64, c=np.int64
 )  # fmt: skip
 _add_sums = _family.kernel(
-    "gated_norm_add_sums", parts=DOUBLES, dgain=ARRAY, dshift=ARRAY, blocks=np.int64, c=np.int64
+    "gated_norm_add_sums", parts=DOUBLES, dgain=RESULT, dshift=RESULT, blocks=np.int64, c=np.int64
 )  # fmt: skip
 
 
@@ -50,7 +60,7 @@ def gated_norm_forward(
 ) -> ndarray:
     """y = gain s_hat + shift, where s_hat is s = h + v sigmoid(g) normalised over the channels."""
     rows, c = _shape(h)
-    y = cupy.empty_like(h)
+    y = empty_like(h)
     _forward(h.dtype, _per_warp(rows), h, params, gain, shift, epsilon, y, rows, c)
     return y
 
@@ -66,7 +76,7 @@ def gated_norm_backward(
 ) -> tuple[ndarray, ndarray]:
     """Gradient of gated_norm_forward: returns dh and dparams; dgain and dshift are added to."""
     rows, c = _shape(h)
-    dh, dparams, s_hat = cupy.empty_like(h), cupy.empty_like(params), cupy.empty_like(h)
+    dh, dparams, s_hat = empty_like(h), empty_like(params), empty_like(h)
     args = dy, h, params, gain, epsilon, dh, dparams, s_hat, rows, c
     _backward(h.dtype, _per_warp(rows), *args)
     tiles, block = per_column(c)

@@ -8,11 +8,11 @@ import cupy
 import numpy as np
 from cupy import ndarray
 
-from .launch import ARRAY, DOUBLES, INDICES, Family
+from .launch import ARRAY, DOUBLES, INDICES, RESULT, Family
 
 _family = Family("inverse_matrix")
 _update = _family.kernel(
-    "update_inverse", weight=ARRAY, factored=ARRAY, inverse=ARRAY, log_det=ARRAY, count=INDICES,
+    "update_inverse", weight=ARRAY, factored=RESULT, inverse=RESULT, log_det=RESULT, count=INDICES,
     a=DOUBLES, x=DOUBLES, epsilon=np.float64, n=np.int64,
 )  # fmt: skip
 

@@ -2,17 +2,19 @@
 
 CuPy does not check what it hands to a kernel of ours: a Python float for a `float` parameter
 arrives as 0.0, a float64 array for a `float*` or a strided array is taken without a word. Here each
-kernel states its parameters once, and a call that does not fit is a TypeError:
+kernel states its parameters once. What does not fit is a TypeError; a strided array that is only
+read is copied:
 
     family = Family("example")                                      # the templates of example.cu
-    scale = family.kernel("scale", x=ARRAY, factor=REAL, n=np.int64)
-    scale(x.dtype, per_element(x.size), x, 0.5, x.size)             # scale<float> or scale<double>
+    scale = family.kernel("scale", x=ARRAY, factor=REAL, y=RESULT, n=np.int64)
+    scale(x.dtype, per_element(x.size), x, 0.5, y, x.size)          # scale<float> or scale<double>
 """
 
 import re
 from collections.abc import Callable
 from importlib.resources import files
 from numbers import Integral, Real
+from typing import ClassVar
 
 import cupy
 import numpy as np
@@ -20,11 +22,13 @@ from numpy.typing import DTypeLike
 
 # What a parameter may be. Other scalars are named by a NumPy type: np.int64 for a long long.
 REAL = "a real number"  # T
-ARRAY = "an array of reals"  # T*
+ARRAY = "an array of reals"  # const T*
+RESULT = "an array of reals to write"  # T*
 INDICES = "an array of indices"  # long long*
 DOUBLES = "an array of doubles"  # double*, whatever T is
 ARRAYS = "a tuple of arrays of reals"  # Arrays<T> of arrays.cuh, passed by value
 INDEX_ARRAYS = "a tuple of arrays of indices"  # Arrays<long long>
+MAX_ARRAYS = 16  # of such a tuple, as in arrays.cuh
 
 Kind = str | type[np.generic]
 Launch = tuple[tuple[int, ...], tuple[int, ...]]  # (grid, block)
@@ -32,9 +36,8 @@ Launch = tuple[tuple[int, ...], tuple[int, ...]]  # (grid, block)
 _SOURCES = files("npflow.kernels") / "cuda"
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 _ARRAY_DTYPES = {INDICES: np.dtype(np.int64), DOUBLES: np.dtype(np.float64)}
-_ELEMENTS = {ARRAYS: ARRAY, INDEX_ARRAYS: INDICES}
-_MAX_ARRAYS = 16  # as in arrays.cuh
-_POINTERS = np.dtype([("at", np.uint64, (_MAX_ARRAYS,))])
+_ELEMENTS = {ARRAYS: RESULT, INDEX_ARRAYS: INDICES}  # no copy would live long enough
+_POINTERS = np.dtype([("at", np.uint64, (MAX_ARRAYS,))])
 _TYPE_NAMES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 
 
@@ -54,13 +57,31 @@ def per_column(columns: int) -> Launch:
     return (-(-columns // width),), (width, 512 // width)
 
 
+def per_tile(rows: int, columns: int, parts: int = 1) -> Launch:
+    """One block of 256 threads a tile of 64 x 64 of each part, as cuda/tile.cuh needs it."""
+    return (-(-rows // 64), -(-columns // 64), parts), (256,)
+
+
+def per_tile_backward(batch: int, n_in: int, n_out: int) -> Launch:
+    """One block a tile of dweight, one a tile of dx, one 32 numbers of dbias: cuda/product.cuh."""
+    tiles_batch, tiles_in, tiles_out = (-(-n // 64) for n in (batch, n_in, n_out))
+    return (tiles_in * tiles_out + tiles_batch * tiles_in + -(-n_out // 32),), (256,)
+
+
+def empty_like(array: cupy.ndarray) -> cupy.ndarray:
+    """A C-contiguous array of this shape and dtype, whatever the strides of this one."""
+    return cupy.empty(array.shape, array.dtype)
+
+
 class Family:
     """The kernels of cuda/<name>.cu, compiled together at first use, once for each dtype."""
+
+    launches: ClassVar[int] = 0  # of every kernel of every family so far
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._kernels: list[str] = []
-        self._modules: dict[np.dtype, cupy.RawModule] = {}
+        self._functions: dict[tuple[str, np.dtype], Callable[..., None]] = {}
 
     def kernel(self, name: str, **parameters: Kind) -> Callable[..., None]:
         """The launcher of the template `name`, with its parameters in the order of the source.
@@ -68,33 +89,42 @@ class Family:
         Call it as launcher(dtype, (grid, block), *arguments). A grid of zero blocks does nothing.
         """
         self._kernels.append(name)
+        kinds = tuple(parameters.items())
 
         def launch(dtype: DTypeLike, size: Launch, *arguments: object) -> None:
             dtype = np.dtype(dtype)
             if dtype not in _TYPE_NAMES:
                 raise TypeError(f"{name}: dtype {dtype}; expected float32 or float64")
-            if len(arguments) != len(parameters):
+            if len(arguments) != len(kinds):
                 raise TypeError(
                     f"{name}: {len(arguments)} arguments; expected {', '.join(parameters)}"
                 )
-            checked = tuple(
-                _checked(f"{name}: {parameter}", kind, argument, dtype)
-                for (parameter, kind), argument in zip(parameters.items(), arguments, strict=True)
-            )
+            checked = []
+            for (parameter, kind), argument in zip(kinds, arguments, strict=True):
+                try:
+                    checked.append(_checked(kind, argument, dtype))
+                except TypeError as error:
+                    raise TypeError(f"{name}: {parameter} {error}") from None
             if size[0][0] > 0:
-                self._function(name, dtype)(*size, checked)
+                Family.launches += 1
+                self._function(name, dtype)(*size, tuple(checked))
 
         return launch
 
     def _function(self, name: str, dtype: np.dtype) -> Callable[..., None]:
-        real = _TYPE_NAMES[dtype]
-        if dtype not in self._modules:
-            self._modules[dtype] = cupy.RawModule(
-                code=read_source(f"{self.name}.cu"),
-                options=("-std=c++17",),
-                name_expressions=[f"{kernel}<{real}>" for kernel in self._kernels],
-            )
-        return self._modules[dtype].get_function(f"{name}<{real}>")
+        if (name, dtype) not in self._functions:
+            self._compile(dtype)
+        return self._functions[name, dtype]
+
+    def _compile(self, dtype: np.dtype) -> None:
+        expressions = {kernel: f"{kernel}<{_TYPE_NAMES[dtype]}>" for kernel in self._kernels}
+        module = cupy.RawModule(
+            code=read_source(f"{self.name}.cu"),
+            options=("-std=c++17",),
+            name_expressions=list(expressions.values()),
+        )
+        for kernel, expression in expressions.items():
+            self._functions[kernel, dtype] = module.get_function(expression)
 
 
 def read_source(name: str) -> str:
@@ -114,32 +144,32 @@ def read_source(name: str) -> str:
     return expand(name)
 
 
-def _checked(
-    label: str, kind: Kind, argument: object, dtype: np.dtype
-) -> cupy.ndarray | np.generic:
-    """The argument as the kernel's parameter needs it, or a TypeError that begins with label."""
-    if kind in _ELEMENTS:
-        if not isinstance(argument, tuple) or len(argument) > _MAX_ARRAYS:
-            given = f"{len(argument)} arrays" if isinstance(argument, tuple) else repr(argument)
-            raise TypeError(f"{label} is {given}; expected a tuple of up to {_MAX_ARRAYS} arrays")
-        pointers = np.zeros((), _POINTERS)
-        for i, array in enumerate(argument):
-            _checked(f"{label}[{i}]", _ELEMENTS[kind], array, dtype)
-            pointers["at"][i] = array.data.ptr
-        return pointers[()]
-    if kind == ARRAY or kind in _ARRAY_DTYPES:
+def _checked(kind: Kind, argument: object, dtype: np.dtype) -> cupy.ndarray | np.generic:
+    """The argument as the kernel's parameter needs it, or a TypeError that says what it is."""
+    if kind in (ARRAY, RESULT) or kind in _ARRAY_DTYPES:
         wanted = _ARRAY_DTYPES.get(kind, dtype)
         if not isinstance(argument, cupy.ndarray):
-            raise TypeError(f"{label} is a {type(argument).__name__}; expected a CuPy array")
+            raise TypeError(f"is a {type(argument).__name__}; expected a CuPy array")
         if argument.dtype != wanted:
-            raise TypeError(f"{label} has dtype {argument.dtype}; expected {wanted}")
-        if not argument.flags.c_contiguous:
-            raise TypeError(f"{label} is not C-contiguous; pass cupy.ascontiguousarray of it")
-        return argument
+            raise TypeError(f"has dtype {argument.dtype}; expected {wanted}")
+        if argument.flags.c_contiguous:
+            return argument
+        if kind == ARRAY:
+            return cupy.ascontiguousarray(argument)
+        raise TypeError("is not C-contiguous; pass cupy.ascontiguousarray of it")
+    if kind in _ELEMENTS:
+        if not isinstance(argument, tuple) or len(argument) > MAX_ARRAYS:
+            given = f"{len(argument)} arrays" if isinstance(argument, tuple) else repr(argument)
+            raise TypeError(f"is {given}; expected a tuple of up to {MAX_ARRAYS} arrays")
+        pointers = np.zeros((), _POINTERS)
+        for i, array in enumerate(argument):
+            try:
+                pointers["at"][i] = _checked(_ELEMENTS[kind], array, dtype).data.ptr
+            except TypeError as error:
+                raise TypeError(f"[{i}] {error}") from None
+        return pointers[()]
     scalar: type[np.generic] = dtype.type if isinstance(kind, str) else kind
     number = Real if issubclass(scalar, np.floating) else Integral
     if not isinstance(argument, number) or isinstance(argument, bool):
-        raise TypeError(
-            f"{label} is {argument!r} ({type(argument).__name__}); expected {scalar.__name__}"
-        )
+        raise TypeError(f"is {argument!r} ({type(argument).__name__}); expected {scalar.__name__}")
     return scalar(argument)

@@ -4,16 +4,16 @@ import cupy
 import numpy as np
 from cupy import ndarray
 
-from .launch import ARRAY, Family, per_row
+from .launch import ARRAY, RESULT, Family, empty_like, per_row
 
 _family = Family("mixture")
 _log_prob = _family.kernel(
     "mixture_log_prob",
-    x=ARRAY, params=ARRAY, log_prob=ARRAY, batch=np.int64, d=np.int64, components=np.int32,
+    x=ARRAY, params=ARRAY, log_prob=RESULT, batch=np.int64, d=np.int64, components=np.int32,
 )  # fmt: skip
 _backward = _family.kernel(
     "mixture_backward",
-    x=ARRAY, params=ARRAY, dlog_prob=ARRAY, dx=ARRAY, dparams=ARRAY,
+    x=ARRAY, params=ARRAY, dlog_prob=ARRAY, dx=RESULT, dparams=RESULT,
     batch=np.int64, d=np.int64, components=np.int32,
 )  # fmt: skip
 
@@ -30,7 +30,7 @@ def mixture_log_prob(x: ndarray, params: ndarray) -> ndarray:
 def mixture_backward(x: ndarray, params: ndarray, dlog_prob: ndarray) -> tuple[ndarray, ndarray]:
     """dx and dparams."""
     batch, d = x.shape
-    dx, dparams = cupy.empty_like(x), cupy.empty_like(params)
+    dx, dparams = empty_like(x), empty_like(params)
     components = params.shape[1] // (3 * d)
     size = per_row(batch, d)
     _backward(x.dtype, size, x, params, dlog_prob, dx, dparams, batch, d, components)

@@ -4,17 +4,17 @@ import cupy
 import numpy as np
 from cupy import ndarray
 
-from .launch import ARRAY, DOUBLES, REAL, Family, per_element
+from .launch import ARRAY, DOUBLES, REAL, RESULT, Family, per_element
 
 _family = Family("optimizer")
 _squares = _family.kernel("squares", grads=ARRAY, partial=DOUBLES, n=np.int64)
-_root_of_sum = _family.kernel("root_of_sum", partial=DOUBLES, norm=ARRAY, n=np.int64)
+_root_of_sum = _family.kernel("root_of_sum", partial=DOUBLES, norm=RESULT, n=np.int64)
 _adam_step = _family.kernel(
-    "adam_step", values=ARRAY, grads=ARRAY, m=ARRAY, v=ARRAY, norm=ARRAY, max_norm=REAL,
+    "adam_step", values=RESULT, grads=ARRAY, m=RESULT, v=RESULT, norm=ARRAY, max_norm=REAL,
     learning_rate=REAL, rate1=REAL, rate2=REAL, correction1=REAL, correction2=REAL,
     epsilon=REAL, weight_decay=REAL, n=np.int64,
 )  # fmt: skip
-_ema_update = _family.kernel("ema_update", average=ARRAY, values=ARRAY, rate=REAL, n=np.int64)
+_ema_update = _family.kernel("ema_update", average=RESULT, values=ARRAY, rate=REAL, n=np.int64)
 
 
 def global_norm(grads: ndarray) -> ndarray:

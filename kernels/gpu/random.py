@@ -5,12 +5,12 @@ import numpy as np
 from cupy import ndarray
 from numpy.typing import DTypeLike
 
-from .launch import ARRAY, Family, per_element
+from .launch import RESULT, Family, per_element
 
 _family = Family("random")
 _PARAMETERS: dict[str, str | type[np.generic]] = {
     "key0": np.uint32, "key1": np.uint32, "stream": np.uint32, "step": np.uint32,
-    "blocks": np.int64, "out": ARRAY,
+    "blocks": np.int64, "out": RESULT,
 }  # fmt: skip
 _uniform = _family.kernel("uniform", **_PARAMETERS)
 _normal = _family.kernel("normal", **_PARAMETERS)

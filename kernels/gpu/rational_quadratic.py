@@ -6,24 +6,24 @@ import cupy
 import numpy as np
 from cupy import ndarray
 
-from .launch import ARRAY, REAL, Family, per_element, per_row
+from .launch import ARRAY, REAL, RESULT, Family, empty_like, per_element, per_row
 
 _family = Family("rational_quadratic")
 _forward = _family.kernel(
-    "rational_quadratic_forward", x=ARRAY, params=ARRAY, bound=REAL, z=ARRAY, log_det=ARRAY,
+    "rational_quadratic_forward", x=ARRAY, params=ARRAY, bound=REAL, z=RESULT, log_det=RESULT,
     batch=np.int64, d=np.int64, bins=np.int32,
 )  # fmt: skip
 _inverse = _family.kernel(
-    "rational_quadratic_inverse", z=ARRAY, params=ARRAY, bound=REAL, x=ARRAY, log_det=ARRAY,
+    "rational_quadratic_inverse", z=ARRAY, params=ARRAY, bound=REAL, x=RESULT, log_det=RESULT,
     batch=np.int64, d=np.int64, bins=np.int32,
 )  # fmt: skip
 _backward = _family.kernel(
     "rational_quadratic_backward", dz=ARRAY, dlog_det=ARRAY, x=ARRAY, params=ARRAY, bound=REAL,
-    dx=ARRAY, dparams=ARRAY, batch=np.int64, d=np.int64, bins=np.int32,
+    dx=RESULT, dparams=RESULT, batch=np.int64, d=np.int64, bins=np.int32,
 )  # fmt: skip
 _inverse_backward = _family.kernel(
     "rational_quadratic_inverse_backward", dx=ARRAY, dlog_det=ARRAY, x=ARRAY, params=ARRAY,
-    bound=REAL, dz=ARRAY, dparams=ARRAY, batch=np.int64, d=np.int64, bins=np.int32,
+    bound=REAL, dz=RESULT, dparams=RESULT, batch=np.int64, d=np.int64, bins=np.int32,
 )  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def _apply(
     kernel: Callable[..., None], value: ndarray, params: ndarray, bound: float
 ) -> tuple[ndarray, ndarray]:
     batch, d = value.shape
-    out, log_det = cupy.empty_like(value), cupy.empty(batch, value.dtype)
+    out, log_det = empty_like(value), cupy.empty(batch, value.dtype)
     sizes = batch, d, _bins(params, d)
     kernel(value.dtype, per_row(batch, d), value, params, bound, out, log_det, *sizes)
     return out, log_det
@@ -50,7 +50,7 @@ def _pull_back(
     bound: float,
 ) -> tuple[ndarray, ndarray]:
     batch, d = x.shape
-    out, dparams = cupy.empty_like(x), cupy.empty_like(params)
+    out, dparams = empty_like(x), empty_like(params)
     arrays = given, dlog_det, x, params, bound, out, dparams
     kernel(x.dtype, per_element(x.size), *arrays, batch, d, _bins(params, d))
     return out, dparams

@@ -149,7 +149,7 @@ class Chain(Bijection):
                 self._require_invertible(k, layer)
 
     def _walk(self, direction, x, context, memory):
-        log_det = self.backend.xp.zeros(len(x), x.dtype)
+        log_dets = [self.backend.xp.zeros(len(x), x.dtype)]
         probes = None
         if memory.schedule == "invert":
             probes = self.backend.xp.empty((len(self.layers), x[0].size), x.dtype)
@@ -170,12 +170,13 @@ class Chain(Bijection):
                 probes[k, : x[0].size] = x[0].ravel()
                 if memory.anchor_every and k % memory.anchor_every == 0:
                     cache.kept[k] = x
-            x, layer_log_det, layer_cache = getattr(layer, direction.apply)(x, context)
-            log_det += layer_log_det
+            x, log_det, layer_cache = getattr(layer, direction.apply)(x, context)
+            log_dets.append(log_det)
             if memory.schedule == "store":
                 cache.kept[k] = layer_cache
         if direction is not INVERSE:
             x = factored.append_to(x)
+        log_det = self.backend.kernels.add_up(tuple(log_dets))
         return x, log_det, cache._replace(end=x) if memory.schedule == "invert" else cache
 
     def _walk_back(self, cache, dx, dlog_det, pull_back):

@@ -100,5 +100,5 @@ class Coupling(Bijection):
         dz_a, dz_b = kernels.split(dz, self._kept, self._transformed)  # B4
         dx_b, dparams = map_backward(cache.map, dz_b, dlog_det)  # B3
         dx_a, dcontext = self.conditioner.backward(cache.conditioner, dparams)  # B2
-        dx_a += dz_a
-        return kernels.merge(dx_a, dx_b, self._kept, self._transformed), dcontext  # B1
+        dx = kernels.merge_add(dx_a, dz_a, dx_b, self._kept, self._transformed)  # B2, B1
+        return dx, dcontext

@@ -136,8 +136,10 @@ class ImageCoupling(Bijection):
         dz_a, dz_b = self._split(dz)  # B5
         dlog_dets = self.backend.xp.repeat(dlog_det, len(dz_b) // len(dz))  # B4
         dx_b, dparams = map_backward(cache.map, dz_b, dlog_dets)  # B3
-        dx_a, dcontext = self._condition_backward(cache.conditioner, dparams, dz_a)  # B2
-        return self._merge(dx_a, dx_b), dcontext  # B1
+        dx_a, dcontext = self._condition_backward(cache.conditioner, dparams, len(dz_a))  # B2
+        dx_b = dx_b.reshape(len(dz_a), -1)
+        dx = self.backend.kernels.merge_add(dx_a, dz_a, dx_b, self._kept, self._transformed)
+        return dx.reshape(dz.shape), dcontext  # B1
 
     def _rows(self, x):
         """An image as one row of pixels for a checkerboard, else as many rows of channels."""
@@ -166,17 +168,16 @@ class ImageCoupling(Bijection):
             params = self.backend.kernels.permute(params.reshape(len(x_a), -1), self._used)
         return params.reshape(-1, self.map.parameters_per_feature * self.map.features), cache
 
-    def _condition_backward(self, cache, dparams, dz_a):
-        """dx_a = dz_a + what comes back through the conditioner, and dcontext."""
+    def _condition_backward(self, cache, dparams, rows):
+        """What comes back through the conditioner, as `rows` rows of x_a, and dcontext."""
         image = (-1, *self.shape[:2], self.conditioner.outputs)
         if self._checkerboard:
-            dparams = dparams.reshape(len(dz_a), -1)
-            zeros = self.backend.xp.zeros((len(dz_a), len(self._ignored)), dparams.dtype)
+            dparams = dparams.reshape(rows, -1)
+            zeros = self.backend.xp.zeros((rows, len(self._ignored)), dparams.dtype)
             dparams = self.backend.kernels.merge(zeros, dparams, self._ignored, self._used)
         dseen, dcontext = self.conditioner.backward(cache, dparams.reshape(image))
         if self._checkerboard:
             dx_a, _ = self._split(dseen)
         else:
-            dx_a = dseen.reshape(dz_a.shape)
-        dx_a += dz_a
+            dx_a = dseen.reshape(rows, -1)
         return dx_a, dcontext
