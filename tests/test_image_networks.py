@@ -559,18 +559,19 @@ def test_in_a_coupling(name):
 
 BACKWARD: dict[str, list[Edit]] = {
     "convnet-tanh": [
-        Edit(ZeroConv, "backward", "of_weight + dbias * bias", "of_weight"),
-        Edit(ZeroConv, "backward", "LOG_GAIN_FACTOR * (", "("),
-        Edit(ZeroConv, "backward", "+= gain * dweight", "+= dweight"),
-        Edit(ZeroConv, "backward", "+= gain * dbias", "+= dbias"),
+        Edit(reference, "scaled_weight_backward", " + dscaled_bias * (gain * bias)", ""),
+        Edit(reference, "scaled_weight_backward", "dlog_gain += factor * ", "dlog_gain += "),
+        Edit(reference, "scaled_weight_backward", "+= gain * dscaled\n", "+= dscaled\n"),
+        Edit(reference, "scaled_weight_backward", "+= gain * dscaled_bias", "+= dscaled_bias"),
         Edit(ZeroConv, "backward", "dy, x, y, weight", "dy, x, y, self.weight.value"),
         Edit(ConvNet, "backward", "cache.context_axes", "4"),
     ],
     "resnet": [
-        Edit(WeightNormConv, "backward", " - direction * along", ""),
-        Edit(WeightNormConv, "backward", "gain / norm", "gain"),
-        Edit(WeightNormConv, "backward", "gain / norm", "1 / norm"),
-        Edit(WeightNormConv, "backward", "self.gain.grad += ", "self.gain.grad -= "),
+        Edit(reference, "normalized_weight_backward", " - direction * along", ""),
+        Edit(reference, "normalized_weight_backward", "gain / norm", "gain"),
+        Edit(reference, "normalized_weight_backward", "gain / norm", "1 / norm"),
+        Edit(reference, "normalized_weight_backward", "dgain += ", "dgain -= "),
+        Edit(reference, "normalized_weight_backward", "dv += ", "dv[...] = "),
         Edit(ResNet, "backward", " * (relu > 0)", ""),
         Edit(ResNet, "backward", " * (last > 0)", ""),
         Edit(ResNet, "backward", "relu = xp.maximum(h[i], 0)", "relu = h[i]"),

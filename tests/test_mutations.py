@@ -39,7 +39,6 @@ from npflow.errors import CheckError
 from npflow.kernels import reference
 from npflow.kernels.reference import conv, linear, masked_linear, rational_quadratic
 from npflow.networks import MADE, MLP, convnet
-from npflow.networks.conv import ZeroConv
 
 
 class Edit(NamedTuple):
@@ -87,7 +86,8 @@ RELU = [plant("gradients", linear, "_act_derivative", "(y > 0)", "(y < 0)")]
 LEAKY_RELU = [plant("gradients", linear, "_act_derivative", "1, LEAKY_SLOPE", "1, 0")]
 ELU = [plant("gradients", linear, "_act_derivative", "1, y + 1", "1, y")]
 COUPLING = [
-    plant("gradients", Coupling, "_backward", "dx_a += dz_a", "pass"),
+    plant("gradients", Coupling, "_backward", "(dx_a, dz_a,", "(dx_a, 0 * dz_a,"),
+    plant("gradients", reference, "merge_add", "merge(x_a + y_a", "merge(y_a"),
     plant("inverse", Coupling, "inverse", "self.map.inverse(z_b", "self.map.forward(z_b"),
 ]
 CONTEXT = [
@@ -341,7 +341,8 @@ SCALE = [
     plant("gradients", Scale, "inverse_backward", "dx / self.factor", "dx * self.factor"),
 ]
 SUM = [
-    plant("log_det", Chain, "_walk", "log_det += layer_log_det", "log_det = layer_log_det"),
+    plant("log_det", Chain, "_walk", "log_dets.append(log_det)", "log_dets[0] = log_det"),
+    plant("log_det", reference, "add_up", "total += array", "pass"),
     plant("gradients", Chain, "_walk_back", "(layer_cache, dx, dlog", "(layer_cache, dx, 0 * dlog"),
 ]
 CHAIN = [
@@ -371,7 +372,7 @@ SEVERAL_BLOCKS = [  # of 2 x 2 pixels
 CONVOLUTION = [
     plant("gradients", conv, "linear_backward", "dweight += x.T", "dweight[...] = x.T"),
     plant("gradients", conv, "linear_backward", "dbias += da", "dbias += 0 * da"),
-    plant("gradients", ZeroConv, "backward", "LOG_GAIN_FACTOR * (", "("),
+    plant("gradients", reference, "scaled_weight_backward", "+= factor * (", "+= ("),
 ]
 PATCHES = [
     *CONVOLUTION,
@@ -392,7 +393,7 @@ GATED = [
 ]
 IMAGE_COUPLING = [
     plant("inverse", ImageCoupling, "inverse", "self.map.inverse(z_b", "self.map.forward(z_b"),
-    plant("gradients", ImageCoupling, "_condition_backward", "dx_a += dz_a", "pass"),
+    plant("gradients", ImageCoupling, "_backward", "(dx_a, dz_a,", "(dx_a, 0 * dz_a,"),
 ]
 PIXELS = [
     Mutation(  # the log-det of one pixel

@@ -17,6 +17,12 @@ from .batch_norm import (
 )
 from .columns import add_up, merge, merge_add, permute, split
 from .conv import conv_backward, conv_forward
+from .conv_weights import (
+    normalized_weight,
+    normalized_weight_backward,
+    scaled_weight,
+    scaled_weight_backward,
+)
 from .densities import (
     bernoulli_backward,
     bernoulli_log_prob,
@@ -31,6 +37,7 @@ from .diagonal import (
     diagonal_inverse,
     diagonal_inverse_backward,
 )
+from .drift import drift
 from .gated import (
     concat_elu_backward,
     concat_elu_forward,

@@ -77,13 +77,6 @@ TRAINING = Direction("training_forward", "inverse", "backward")
 INVERSE = Direction("inverse", "forward", "inverse_backward")
 
 
-class Drift(NamedTuple):
-    """How far the walk back strayed at one layer: max |x_found - x| / (1 + |x|) on one row."""
-
-    layer: int
-    error: Array  # () on the backend
-
-
 class ChainCache(NamedTuple):
     """What a walk through the layers left. Of kept, by schedule: caches, inputs, or anchors."""
 
@@ -93,7 +86,7 @@ class ChainCache(NamedTuple):
     end: Array | None  # invert: the output of the last layer applied
     probes: Array | None  # invert: (layers, ...), the first row of the input of each layer
     context: Array | None
-    drift: list[Drift]  # filled by the walk back of invert
+    drift: Array | None  # invert: (layers,), filled by the walk back: max |found - x| / (1 + |x|)
 
 
 @dataclass(eq=False)
@@ -150,10 +143,11 @@ class Chain(Bijection):
 
     def _walk(self, direction, x, context, memory):
         log_dets = [self.backend.xp.zeros(len(x), x.dtype)]
-        probes = None
+        probes = drift = None
         if memory.schedule == "invert":
             probes = self.backend.xp.empty((len(self.layers), x[0].size), x.dtype)
-        cache = ChainCache(direction, memory, {}, None, probes, context, [])
+            drift = self.backend.xp.zeros(len(self.layers), x.dtype)
+        cache = ChainCache(direction, memory, {}, None, probes, context, drift)
         factored = _Factored(self)
         layers = list(enumerate(self.layers))
         if direction is INVERSE:
@@ -207,16 +201,12 @@ class Chain(Bijection):
                 )
             else:
                 x, _, layer_cache = getattr(layer, cache.direction.undo)(x, cache.context)
-                cache.drift.append(Drift(k, self._drift(x[0].ravel(), cache.probes[k])))
+                row = x[0].ravel()
+                self.backend.kernels.drift(row, cache.probes[k, : row.size], cache.drift[k : k + 1])
                 x = cache.kept.get(k, x)
             dx, layer_dcontext = getattr(layer, pull_back)(layer_cache, dx, dlog_det)
             dcontext = accumulate(dcontext, layer_dcontext)
         return dfactored.append_to(dx) if to_latents else dx, dcontext
-
-    def _drift(self, found: Array, probe: Array) -> Array:
-        xp = self.backend.xp
-        probe = probe[: found.size]
-        return xp.max(xp.abs(found - probe) / (1 + xp.abs(probe)))
 
     def _require_invertible(self, k: int, layer: Component) -> None:
         for _, member in walk(layer):  # a chain may be nested
@@ -273,18 +263,19 @@ def check_drift(chain: Chain, cache: ChainCache) -> float:
 
     Raises InversionDriftError, naming the first layer on the way back that passed the bound.
     """
-    if not cache.drift:
+    if cache.drift is None or cache.drift.size == 0:
         return 0.0
     bound = cache.memory.drift_bound
     if bound is None:
         bound = 1e-2 if chain.backend.dtype == np.float32 else 1e-6
-    errors = chain.backend.to_numpy(chain.backend.xp.stack([d.error for d in cache.drift]))
-    for drift, error in zip(cache.drift, errors, strict=True):
-        if not error <= bound:
-            layer = chain.layers[drift.layer]
-            raise InversionDriftError(
-                f"inverting layer {drift.layer} ({type(layer).__name__}) missed its input by "
-                f"{error:.1e} (relative to 1 + |x|), more than {bound:.1e}; use "
-                "Memory('invert', anchor_every=k) with a small k, or memory='recompute'"
-            )
-    return float(errors.max())
+    drift = chain.backend.to_numpy(cache.drift)
+    if not drift.max() <= bound:
+        layers = range(len(drift))
+        walk_back = layers if cache.direction is INVERSE else reversed(layers)
+        number = next(k for k in walk_back if not drift[k] <= bound)
+        raise InversionDriftError(
+            f"inverting layer {number} ({type(chain.layers[number]).__name__}) missed its input by "
+            f"{drift[number]:.1e} (relative to 1 + |x|), more than {bound:.1e}; use "
+            "Memory('invert', anchor_every=k) with a small k, or memory='recompute'"
+        )
+    return float(drift.max())

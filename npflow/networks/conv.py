@@ -23,7 +23,7 @@ from npflow.errors import ConfigurationError, ShapeError
 from npflow.params import Component, Parameter, constant, uniform_fan_in
 
 ACTIVATIONS = ("identity", "relu", "tanh", "leaky_relu", "elu")
-LOG_GAIN_FACTOR = 3  # of Glow: the gain learns three times as fast
+LOG_GAIN_FACTOR = 3.0  # of Glow: the gain learns three times as fast
 
 
 def _shape(inputs: int, outputs: int, kernel: int) -> tuple[int, int, int, int]:
@@ -93,29 +93,25 @@ class WeightNormConv(Component):
         self.gain = Parameter((self.outputs,), constant(0.0 if self.zero else 1.0))
         self.bias = Parameter((self.outputs,), constant(0.0))
 
-    def _direction(self) -> tuple[Array, Array]:
-        """v / |v| and |v|."""
-        v = self.v.value
-        norm = self.backend.xp.sqrt((v * v).sum(axis=(0, 1, 2)))
-        return v / norm, norm
+    def _weight(self) -> Array:
+        return self.backend.kernels.normalized_weight(self.v.value, self.gain.value)
 
     def forward(self, x: Array) -> Array:
         """y."""
-        direction, _ = self._direction()
-        weight = self.gain.value * direction
-        return self.backend.kernels.conv_forward(x, weight, self.bias.value, self.activation)
+        return self.backend.kernels.conv_forward(
+            x, self._weight(), self.bias.value, self.activation
+        )
 
     def backward(self, dy: Array, x: Array, y: Array) -> Array:
         """dx; dy may be overwritten."""
-        direction, norm = self._direction()
-        gain = self.gain.value
-        dweight = self.backend.xp.zeros_like(direction)
-        dx = self.backend.kernels.conv_backward(
-            dy, x, y, gain * direction, self.activation, dweight, self.bias.grad
+        kernels = self.backend.kernels
+        dweight = self.backend.xp.zeros_like(self.v.value)
+        dx = kernels.conv_backward(
+            dy, x, y, self._weight(), self.activation, dweight, self.bias.grad
         )
-        along = (dweight * direction).sum(axis=(0, 1, 2))
-        self.gain.grad += along
-        self.v.grad += gain / norm * (dweight - direction * along)
+        kernels.normalized_weight_backward(
+            dweight, self.v.value, self.gain.value, self.v.grad, self.gain.grad
+        )
         return dx
 
 
@@ -133,26 +129,24 @@ class ZeroConv(Component):
         self.bias = Parameter((self.outputs,), constant(0.0))
         self.log_gain = Parameter((self.outputs,), constant(0.0))
 
-    def _gain(self) -> Array:
-        return self.backend.xp.exp(LOG_GAIN_FACTOR * self.log_gain.value)
+    def _stored(self) -> tuple[Array, Array, Array, float]:
+        return self.weight.value, self.bias.value, self.log_gain.value, LOG_GAIN_FACTOR
 
     def forward(self, x: Array) -> Array:
         """y."""
-        gain = self._gain()
-        weight, bias = gain * self.weight.value, gain * self.bias.value
-        return self.backend.kernels.conv_forward(x, weight, bias, "identity")
+        kernels = self.backend.kernels
+        weight, bias = kernels.scaled_weight(*self._stored())
+        return kernels.conv_forward(x, weight, bias, "identity")
 
     def backward(self, dy: Array, x: Array, y: Array) -> Array:
         """dx; dy may be overwritten."""
-        gain = self._gain()
-        weight, bias = gain * self.weight.value, gain * self.bias.value
-        zeros_like = self.backend.xp.zeros_like
+        kernels, zeros_like = self.backend.kernels, self.backend.xp.zeros_like
+        weight, bias = kernels.scaled_weight(*self._stored())
         dweight, dbias = zeros_like(weight), zeros_like(bias)
-        dx = self.backend.kernels.conv_backward(dy, x, y, weight, "identity", dweight, dbias)
-        self.weight.grad += gain * dweight
-        self.bias.grad += gain * dbias
-        of_weight = (dweight * weight).sum(axis=(0, 1, 2))
-        self.log_gain.grad += LOG_GAIN_FACTOR * (of_weight + dbias * bias)
+        dx = kernels.conv_backward(dy, x, y, weight, "identity", dweight, dbias)
+        kernels.scaled_weight_backward(
+            dweight, dbias, *self._stored(), self.weight.grad, self.bias.grad, self.log_gain.grad
+        )
         return dx
 
 
