@@ -55,14 +55,13 @@ def _runs(backend: str) -> bool:
 
 NETWORKS = (MLP, MADE, ConvNet, GatedResNet)
 
-BACKENDS = [
-    "reference",
-    "numpy",
-    pytest.param(
-        "cupy",
-        marks=[pytest.mark.gpu, pytest.mark.skipif(not _runs("cupy"), reason="needs CUDA")],
-    ),
+ON_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not _runs("cupy"), reason="needs a GPU, or tests/cuda_on_cpu"),
 ]
+BACKENDS = ["reference", "numpy", pytest.param("cupy", marks=ON_GPU)]
+# Differences take thousands of passes. In every run the cupy backend is held against the reference.
+BACKENDS_OF_DIFFERENCES = [*BACKENDS[:2], pytest.param("cupy", marks=[*ON_GPU, pytest.mark.slow])]
 
 
 def normal_rows(rng: np.random.Generator, rows: int, features: int) -> np.ndarray:
