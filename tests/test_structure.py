@@ -26,6 +26,7 @@ ORDER = [
     {"flow"},
     {"models", "plotting", "testing"},
     {"training"},
+    {"selftest"},
     {"npflow"},  # the package itself re-exports
     {"experiments"},
 ]

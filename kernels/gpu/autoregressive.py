@@ -8,7 +8,18 @@ import cupy
 import numpy as np
 from cupy import ndarray
 
-from .launch import ARRAY, ARRAYS, INDEX_ARRAYS, INDICES, REAL, RESULT, Family, empty_like, per_tile
+from .launch import (
+    ARRAY,
+    ARRAYS,
+    INDEX_ARRAYS,
+    INDICES,
+    REAL,
+    RESULT,
+    Family,
+    checked_arrays,
+    empty_like,
+    per_tile,
+)
 from .linear import LEAKY_SLOPE, _code
 
 MAPS = ("additive", "affine", "rational_quadratic", "bernoulli", "mixture")  # as in the .cu file
@@ -55,6 +66,7 @@ def autoregressive_inverse(
     """x with map(x; params(x)) = z; returns x, the hidden layers' outputs and params."""
     if map not in MAPS:
         raise ValueError(f"unknown map {map!r}")
+    z, context = checked_arrays("autoregressive_inverse", ARRAY, z=z, context=context)
     batch, d, known = len(z), len(reaches[-1]), context.shape[1]
     x = cupy.empty((batch, d), z.dtype)
     sums = [cupy.broadcast_to(bias, (batch, len(bias))).copy() for bias in biases]

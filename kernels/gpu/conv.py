@@ -14,7 +14,7 @@ import cupy.cublas
 import numpy as np
 from cupy import ndarray
 
-from .launch import ARRAY, RESULT, Family, empty_like, per_column, per_row
+from .launch import ARRAY, RESULT, Family, checked_arrays, empty_like, per_column, per_row
 from .linear import LEAKY_SLOPE, _activate_backward, _add_bias_and_activate, _code
 
 _PATCHES_BYTES = 64 << 20  # of the images that are taken at a time
@@ -32,8 +32,8 @@ _add_patches = _family.kernel(
 
 def conv_forward(x: ndarray, weight: ndarray, bias: ndarray, activation: str) -> ndarray:
     """y[b, i, j] = act(sum_{u, v} x[b, i + u - k//2, j + v - k//2] W[u, v] + bias)."""
+    x, weight = checked_arrays("conv_forward", ARRAY, x=x, weight=weight)
     k, _, n_in, n_out = weight.shape
-    x = cupy.ascontiguousarray(x)
     y = cupy.empty((*x.shape[:3], n_out), x.dtype)
     if k == 1:
         _multiply("N", "N", _rows(x), weight[0, 0], _rows(y))
@@ -64,8 +64,9 @@ def conv_backward(
 
     dy may be overwritten by da = dy act'(y).
     """
+    dy, x, weight = checked_arrays("conv_backward", ARRAY, dy=dy, x=x, weight=weight)
+    checked_arrays("conv_backward", RESULT, dy=dy, dweight=dweight)
     k, _, n_in, n_out = weight.shape
-    dy, x = cupy.ascontiguousarray(dy), cupy.ascontiguousarray(x)
     _backward_to_bias(dy, y, _code(activation), dbias)
     dx = empty_like(x)
     if k == 1:

@@ -105,7 +105,7 @@ class Family:
                     checked.append(_checked(kind, argument, dtype))
                 except TypeError as error:
                     raise TypeError(f"{name}: {parameter} {error}") from None
-            if size[0][0] > 0:
+            if min(size[0]) > 0:
                 Family.launches += 1
                 self._function(name, dtype)(*size, tuple(checked))
 
@@ -125,6 +125,17 @@ class Family:
         )
         for kernel, expression in expressions.items():
             self._functions[kernel, dtype] = module.get_function(expression)
+
+
+def checked_arrays(kernel: str, kind: Kind, **arrays: cupy.ndarray) -> list[cupy.ndarray]:
+    """The arrays as a launcher would take them, of the first one's dtype: for what cuBLAS does."""
+    found, dtype = [], next(iter(arrays.values())).dtype
+    for parameter, array in arrays.items():
+        try:
+            found.append(_checked(kind, array, dtype))
+        except TypeError as error:
+            raise TypeError(f"{kernel}: {parameter} {error}") from None
+    return found
 
 
 def read_source(name: str) -> str:

@@ -14,6 +14,7 @@ from .launch import (
     REAL,
     RESULT,
     Family,
+    checked_arrays,
     empty_like,
     per_column,
     per_row,
@@ -55,6 +56,7 @@ def linear_forward(x: ndarray, weight: ndarray, bias: ndarray, activation: str) 
             batch, n_in, n_out,
         )  # fmt: skip
         return y
+    x, weight = checked_arrays("linear_forward", ARRAY, x=x, weight=weight)
     y = cupy.matmul(x, weight)
     _add_bias_and_activate(y.dtype, per_row(batch, n_out), y, bias, code, LEAKY_SLOPE, batch, n_out)
     return y
@@ -81,6 +83,8 @@ def linear_backward(
             code, LEAKY_SLOPE, batch, n_in, n_out,
         )  # fmt: skip
         return dx
+    dy, x, weight = checked_arrays("linear_backward", ARRAY, dy=dy, x=x, weight=weight)
+    checked_arrays("linear_backward", RESULT, dy=dy, dweight=dweight)
     _activate_backward(y.dtype, per_column(n_out), dy, y, code, LEAKY_SLOPE, dbias, batch, n_out)
     cupy.cublas.gemm("T", "N", x, dy, out=dweight, alpha=1.0, beta=1.0)
     return cupy.matmul(dy, weight.T)
