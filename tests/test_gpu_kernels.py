@@ -34,7 +34,7 @@ PROBLEM = _problem()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))]
 
 NAMES = tuple(examples(*SIZES[0]))
-ORDERS = ("forward", "reverse", "random:3")
+ORDERS = ("forward", "reverse", "random:3", "warps")
 SMALL = 7, 5
 REFUSED = re.compile(r"TypeError: \w+: \w+( \[\d+\])? (is not C-contiguous|has dtype \w+); ")
 # Their references know no empty batch: a mean or the largest of nothing, the first of no images.

@@ -4,7 +4,7 @@
 __device__ inline double larger(double a, double b) { return a >= b || a != a ? a : b; }
 
 // The largest sum of a column's absolute values in a (n, n), by a block of 512 threads. The result
-// is in every thread.
+// is in every thread. A barrier must lie between two calls.
 __device__ double matrix_norm(const double* a, long long n) {
     __shared__ double norms[512];
     double norm = 0;
@@ -13,7 +13,6 @@ __device__ double matrix_norm(const double* a, long long n) {
         for (long long i = 0; i < n; ++i) sum += fabs(a[i * n + j]);
         norm = larger(norm, sum);
     }
-    __syncthreads();  // norms may still be read by the previous call
     norms[threadIdx.x] = norm;
     __syncthreads();
     for (int half = 256; half > 0; half /= 2) {

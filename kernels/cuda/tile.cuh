@@ -35,11 +35,13 @@ __device__ void add_tile_product(T (&sums)[4][4], long long k0, long long k1, A 
 }
 
 // write(row, column, sum) for each result of this thread that lies inside the rows x columns which
-// the matrix has left from the tile's corner on.
+// the matrix has left from the tile's corner on. Unrolled, or sums would go to local memory.
 template <typename T, typename Write>
 __device__ void for_each_result(
     const T (&sums)[4][4], long long rows, long long columns, Write write) {
+#pragma unroll
     for (int r = 0; r < 4; ++r)
+#pragma unroll
         for (int c = 0; c < 4; ++c) {
             const int row = 4 * (threadIdx.x / 16) + r, column = 4 * (threadIdx.x % 16) + c;
             if (row < rows && column < columns) write(row, column, sums[r][c]);

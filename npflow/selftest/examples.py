@@ -92,15 +92,16 @@ def _masked_linear(rng: Generator, b: int, d: int) -> Calls:
 def _autoregressive(rng: Generator, b: int, d: int) -> Calls:
     """Two hidden layers with links past them, or no layer at all; degrees are random."""
     d = min(d, 40)
-    networks = {  # of each map: hidden, context, whether there are direct links, activation
-        "additive": ((), 1, True, "relu"),
-        "affine": ((2 * d + 1, d + 6), 2, True, "tanh"),
-        "rational_quadratic": ((d + 8,), 0, False, "elu"),
-        "bernoulli": ((d + 3,), 3, True, "leaky_relu"),
-        "mixture": ((3 * d, 5, d + 1), 1, False, "relu"),
-    }
+    networks = (  # map, hidden layers, context, whether there are direct links, activation
+        ("additive", (), 1, True, "relu"),
+        ("affine", (), 0, False, "relu"),
+        ("affine", (2 * d + 1, d + 6), 2, True, "tanh"),
+        ("rational_quadratic", (d + 8,), 0, False, "elu"),
+        ("bernoulli", (d + 3,), 3, True, "leaky_relu"),
+        ("mixture", (3 * d, 5, d + 1), 1, False, "relu"),
+    )
     parts = {"affine": 2, "rational_quadratic": 3 * 4 - 1, "mixture": 3 * 4}
-    for map, (hidden, context_features, has_direct, activation) in networks.items():
+    for map, hidden, context_features, has_direct, activation in networks:
         outputs = parts.get(map, 1) * d
         reaches, ends = _degrees(rng, d, hidden, context_features)
         weights, n_in = [], context_features + d
@@ -202,7 +203,7 @@ def _actnorm(rng: Generator, b: int, d: int) -> Calls:
 
 
 def _inverse_matrix(rng: Generator, b: int, d: int) -> Calls:
-    """New, as it was, singular, and with a NaN."""
+    """New, as it was, singular, nearly so, with a NaN, and with pivots that are zero at first."""
     c = min(d, 33)
     weight = 2 * np.eye(c)[::-1] + rng.normal(size=(c, c)) / np.sqrt(c)  # pivots are needed
     nothing, inverse, log_det = np.full((c, c), np.nan), rng.normal(size=(c, c)), rng.normal(size=1)
@@ -214,6 +215,10 @@ def _inverse_matrix(rng: Generator, b: int, d: int) -> Calls:
     broken[-1, 0] = np.nan
     yield "update_inverse", (singular, weight, *found)
     yield "update_inverse", (broken, broken, *found)
+    nearly_singular = np.diag([1, 1, 1, 1, 1, 1, 1e-17])
+    late_pivot = np.array([[0, 0, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 1, 0]])
+    for weight in (np.eye(5)[::-1], nearly_singular, 1.0 * late_pivot):
+        yield "update_inverse", (weight, 0 * weight, rng.normal(size=weight.shape), *found[1:])
 
 
 def _logit(rng: Generator, b: int, d: int) -> Calls:
@@ -270,6 +275,7 @@ def _optimizer(rng: Generator, b: int, d: int) -> Calls:
     v, unclipped = rng.uniform(0.1, 2, size=b * d), np.zeros(1)
     yield "global_norm", (grads,)
     yield "global_norm", (1e-25 * grads,)  # their squares are zero in float32
+    yield "global_norm", (rng.normal(size=70_001),)  # more blocks than one adds up at a time
     learning_rate, beta1, beta2, weight_decay, step = 0.1, 0.9, 0.99, 0.2, 3
     for norm, max_norm in (
         (np.full(1, 2.0), 1.0), (np.full(1, 2.0), np.inf), (np.full(1, 0.5), 1.0), (unclipped, 1.0),
