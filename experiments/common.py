@@ -14,6 +14,7 @@ import numpy as np
 import tyro
 
 from npflow import checkpoint
+from npflow.backend import get_backend
 from npflow.errors import CheckpointError, ConfigurationError, NpflowError
 from npflow.flow import Flow
 
@@ -55,9 +56,10 @@ def run(main: Callable[[SomeOptions], None], options: type[SomeOptions]) -> None
             raise ConfigurationError(f"--epochs is {parsed.epochs}; expected 1 or more")
         if parsed.seed < 0:
             raise ConfigurationError(f"--seed is {parsed.seed}; expected 0 or more")
+        get_backend(parsed.backend)  # before any data is read or folder made
         main(parsed)
-    except (NpflowError, OSError) as error:  # OSError: a figure on a full disk, say
-        sys.exit(_fail(str(error), 2))
+    except (NpflowError, OSError, MemoryError) as error:  # OSError: a figure on a full disk, say
+        sys.exit(_fail(str(error) or "out of memory", 2))
     except KeyboardInterrupt:
         advice = "; the same command with --resume goes on from here" if parsed.resumable else ""
         sys.exit(_fail(f"stopped{advice}", 130))

@@ -72,7 +72,7 @@ def train_and_report(options: Options, experiment: Experiment) -> None:
     model, settings = dict(experiment.model), dict(experiment.training)
     if options.smoke:
         model |= experiment.smoke
-        settings |= {"epochs": 2, "batch_size": 32}
+        settings |= {"epochs": 2, "batch_size": 16}
     if options.epochs is not None:
         settings |= {"epochs": options.epochs}
     training = TrainingOptions(**settings, memory=options.memory, seed=options.seed)
@@ -80,7 +80,7 @@ def train_and_report(options: Options, experiment: Experiment) -> None:
         **model, backend=options.backend, dtype=options.dtype, seed=options.seed
     )
     folder = make_folder(options, experiment.name)
-    rows = (512, 100, 100) if options.smoke else (None, None, None)
+    rows = (256, 100, 100) if options.smoke else (None, None, None)
     train, validation, test = load(flow, experiment.conditional, training.integers, rows)
     epochs_shown = sorted({1, *np.linspace(1, training.epochs, 4).round().astype(int).tolist()})
 

@@ -43,7 +43,7 @@ def main(options: GlowOptions) -> None:
         training=TRAINING[options.config],
         references=REFERENCES,
         reached=REACHED,
-        smoke={"width": 8, "steps": 2},
+        smoke={"width": 8, "steps": 1},
     )
     train_and_report(options, experiment)
 

@@ -56,6 +56,7 @@ def main(options: MAFOptions) -> None:
             REACHED,
             options.conditional,
             more=more_results,
+            smoke={"hidden": (32, 32), "batch_norm": False},
         ),
     )
 

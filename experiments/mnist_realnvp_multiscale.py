@@ -50,7 +50,7 @@ def main(options: RealNVPMultiscaleOptions) -> None:
         training=TRAINING[options.config],
         references=REFERENCES,
         reached=REACHED,
-        smoke=fewer | {"width": 8},
+        smoke=fewer | {"width": 4},
     )
     train_and_report(options, experiment)
 

@@ -19,7 +19,7 @@ from npflow.training import TrainingOptions, evaluate, fit
 # Points of the training, validation and test set, each drawn from a seed of its own.
 POINTS = (50_000, 20_000, 200_000)
 SMOKE_POINTS = (500, 500, 500)
-SMOKE_EPOCHS = 3
+SMOKE_EPOCHS, SMOKE_BATCH_SIZE = 3, 64
 INTEGRATION_SIZE = 1500  # cells on a side of the grid that the density is integrated over
 
 
@@ -70,8 +70,10 @@ def points(
 
 def training_options(options: Options, epochs: int, **settings: Any) -> TrainingOptions:
     """What the command line says, or else these epochs, and settings that suit toy densities."""
+    if options.smoke:
+        epochs, settings = SMOKE_EPOCHS, settings | {"batch_size": SMOKE_BATCH_SIZE}
     return TrainingOptions(
-        epochs=options.epochs or (SMOKE_EPOCHS if options.smoke else epochs),
+        epochs=options.epochs or epochs,
         learning_rate=2e-3,
         schedule="cosine",
         max_norm=5.0,

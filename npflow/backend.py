@@ -24,6 +24,12 @@ Array = Any  # a NumPy or a CuPy array
 
 NAMES = ("reference", "numpy", "cupy")
 
+_INSTALL = (
+    "pip install 'npflow[cuda13]' if nvidia-smi shows CUDA Version 13 or later, 'npflow[cuda12]' "
+    "if it shows 12"
+)
+_ELSE = "use backend 'numpy'"
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -82,14 +88,33 @@ def get_backend(name: str | Backend = "auto", dtype: Any = None) -> Backend:
 def _cuda_problem() -> str | None:
     """What keeps the cupy backend from running here, and what to do; None if nothing does."""
     if importlib.util.find_spec("cupy") is None:
+        return f"backend 'cupy' needs CuPy, which is not installed: {_INSTALL}; or {_ELSE}"
+    try:
+        cupy = importlib.import_module("cupy")
+    except Exception as error:  # a damaged installation may raise anything
+        cause = error.__cause__ or error  # CuPy wraps it in a page of text
         return (
-            "backend 'cupy' needs CuPy, which is not installed: pip install 'npflow[cuda12]' "
-            "(CUDA 12) or 'npflow[cuda13]' (CUDA 13), or use backend 'numpy'"
+            f"backend 'cupy': CuPy is installed but importing it failed with "
+            f"{type(cause).__name__}: {cause}. Uninstall every CuPy that pip list shows, then "
+            f"{_INSTALL}; or {_ELSE}"
         )
-    cupy = importlib.import_module("cupy")
-    if not cupy.is_available():
-        return (
-            f"backend 'cupy': CuPy {cupy.__version__} is installed but finds no CUDA device; "
-            "check nvidia-smi and the driver, or use backend 'numpy'"
+    runtime = cupy.cuda.runtime
+    try:
+        if runtime.getDeviceCount() > 0:
+            return None
+        found = "the count of devices is 0"
+    except runtime.CUDARuntimeError as error:
+        found = str(error)
+    driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion() // 1000
+    if driver == 0:
+        problem = "no NVIDIA driver; install one, or give the container the GPU (--gpus all)"
+    elif driver < 1000 * needed:  # a driver runs every CUDA of its major version and before
+        major, minor = driver // 1000, driver % 1000 // 10
+        other = f", or install CuPy for it: pip install 'npflow[cuda{major}]'" if major > 11 else ""
+        problem = (
+            f"an NVIDIA driver that is too old: it supports CUDA {major}.{minor}, and this CuPy is "
+            f"built for CUDA {needed}; update the driver{other}"
         )
-    return None
+    else:
+        problem = f"no CUDA device ({found}); check nvidia-smi and CUDA_VISIBLE_DEVICES"
+    return f"backend 'cupy': CuPy {cupy.__version__} is installed but finds {problem}; or {_ELSE}"

@@ -33,6 +33,10 @@ class BackendError(NpflowError, RuntimeError):
     """The requested backend is unknown or cannot run on this machine."""
 
 
+class OutOfMemoryError(NpflowError, MemoryError):
+    """The device or the host has not enough memory for a batch."""
+
+
 class CheckpointError(NpflowError, RuntimeError):
     """A saved file is missing, damaged, foreign or does not fit the model."""
 

@@ -10,7 +10,8 @@ gradient; then the same files backwards; then `Adam.step` over the flat buffer.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,22 @@ import numpy as np
 from npflow import checkpoint
 from npflow.backend import Array, Backend, get_backend
 from npflow.bijections.bijection import Bijection
-from npflow.bijections.chain import RECOMPUTE, STORE, Chain, Memory, as_memory, check_drift
+from npflow.bijections.chain import (
+    RECOMPUTE,
+    STORE,
+    Chain,
+    ChainCache,
+    Memory,
+    as_memory,
+    check_drift,
+)
 from npflow.dequantization import Dequantized, VariationalDequantization
 from npflow.distributions import Distribution
 from npflow.errors import (
     ConfigurationError,
     DtypeError,
     NonFiniteError,
+    OutOfMemoryError,
     ShapeError,
     SingularMatrixError,
 )
@@ -76,7 +86,8 @@ class Flow:
         model = _Model(base, self.bijection, dequantizer)
         self.params = ParamStore(model, self.backend, seed)
         self._networks = [m for _, m in walk(model) if isinstance(m, MADE)]
-        self.drift = 0.0  # the largest error of the last `invert` walk back, relative to 1 + |x|
+        self._walks: dict[Chain, ChainCache] = {}  # whose drift is not checked yet
+        self._drifts: dict[Chain, float] = {}
 
     @property
     def features(self) -> int:
@@ -138,9 +149,12 @@ class Flow:
         """
         x, context = self._check_input(x, context)
         self.check_domain(x)
-        loss = float(self.loss_and_grad(x, context, memory))
+        memory = as_memory(memory)
+        with explain_out_of_memory(len(x), memory):
+            loss = float(self.loss_and_grad(x, context, memory))
         if not np.isfinite(loss):
             raise self.non_finite_error(x, context)
+        self.check_drift()
         return loss
 
     def loss_and_grad(
@@ -151,7 +165,7 @@ class Flow:
         log_prob, _, _ = self._log_prob_and_grad(
             forward, x, context, -1 / len(x), as_memory(memory)
         )
-        return -self.backend.xp.mean(log_prob, dtype=np.float64)
+        return self.backend.xp.sum(log_prob, dtype=np.float64) / -len(x)
 
     def bound_and_grad(
         self,
@@ -172,8 +186,8 @@ class Flow:
         log_prob, dx, dlog_prob = self._log_prob_and_grad(forward, x, context, -1 / len(x), memory)
         assert self.dequantizer is not None
         self.dequantizer.backward(cache, dx, -dlog_prob)
-        self.drift = max(self.drift, check_drift(self.dequantizer.bijection, cache.bijection))
-        return -self.backend.xp.mean(log_prob - log_q, dtype=np.float64)
+        self._keep_drift(self.dequantizer.bijection, cache.bijection)
+        return self.backend.xp.sum(log_prob - log_q, dtype=np.float64) / -len(x)
 
     def sample(
         self, n: int, seed: int = 0, temperature: float = 1.0, context: Array | None = None
@@ -219,14 +233,17 @@ class Flow:
             )
         xp = self.backend.xp
         context = self.check_context(n, context)
+        memory = as_memory(memory)
         self.params.zero_grads()
-        z = self._check_array("z", self.base.sample(n, seed, step), (self.base.features,))
-        x, log_det, cache = self.bijection.inverse(z, context, as_memory(memory))
-        log_p, dlog_p = target(x)
-        log_q = self.base.log_prob(z, context) - log_det
-        dx = self.backend.array(dlog_p) * (-1 / n)
-        self.bijection.inverse_backward(cache, dx, xp.full(n, -1 / n, self.backend.dtype))
-        self.drift = check_drift(self.bijection, cache)
+        with explain_out_of_memory(n, memory):
+            z = self._check_array("z", self.base.sample(n, seed, step), (self.base.features,))
+            x, log_det, cache = self.bijection.inverse(z, context, memory)
+            log_p, dlog_p = target(x)
+            log_q = self.base.log_prob(z, context) - log_det
+            dx = self.backend.array(dlog_p) * (-1 / n)
+            self.bijection.inverse_backward(cache, dx, xp.full(n, -1 / n, self.backend.dtype))
+        self._keep_drift(self.bijection, cache)
+        self.check_drift()
         loss = float(xp.mean(log_q - log_p, dtype=np.float64))
         if not np.isfinite(loss):
             raise self._singular_error() or NonFiniteError(
@@ -275,6 +292,21 @@ class Flow:
         """Whether these are integers to which the flow adds its own noise."""
         xp = self.backend.xp
         return self.dequantizer is not None and xp.asarray(rows).dtype.kind in "iu"
+
+    @property
+    def drift(self) -> float:
+        """The largest error, relative to 1 + |x|, of the last `invert` walk back that was checked;
+        on a device, of all those between two checks.
+        """
+        return max(self._drifts.values(), default=0.0)
+
+    def check_drift(self) -> None:
+        """Look at the drift of the walks back since the last check; a device is waited for.
+
+        Raises InversionDriftError if one of them strayed too far.
+        """
+        walks, self._walks = self._walks, {}
+        self._drifts |= {chain: check_drift(chain, walk) for chain, walk in walks.items()}
 
     def config(self) -> dict[str, Any]:
         """All that is needed, with the parameters, to build this flow again; plain JSON values."""
@@ -404,8 +436,18 @@ class Flow:
         dlog_prob = self.backend.xp.full(len(x), weight, self.backend.dtype)
         dz, _ = self.base.backward(base_cache, dlog_prob)
         dx, _ = self.bijection.backward(cache, dz, dlog_prob)
-        self.drift = check_drift(self.bijection, cache)
+        self._keep_drift(self.bijection, cache)
         return log_base + log_det, dx, dlog_prob
+
+    def _keep_drift(self, chain: Chain, cache: ChainCache) -> None:
+        """For check_drift, which follows at once where no device has to be waited for."""
+        walk = cache._replace(kept={}, end=None, probes=None, context=None)
+        before = self._walks.get(chain)
+        if before is not None and before.drift is not None and walk.drift is not None:
+            walk = walk._replace(drift=self.backend.xp.maximum(before.drift, walk.drift))
+        self._walks[chain] = walk
+        if not self.backend.on_device:
+            self.check_drift()
 
     def _dequantize(
         self, values: Array, seed: int, step: int, stream: Stream, memory: Memory = STORE
@@ -495,6 +537,25 @@ class _Model(Component):
         self.base = base
         self.bijection = bijection
         self.dequantizer = dequantizer
+
+
+@contextmanager
+def explain_out_of_memory(rows: int, memory: Memory | None = None) -> Iterator[None]:
+    """Within it, a MemoryError becomes an OutOfMemoryError that says what would need less.
+
+    memory: what a chain keeps for the gradient; None: there is no gradient
+    """
+    try:
+        yield
+    except MemoryError as error:
+        advice = f"use a batch_size below {rows}"
+        if memory is not None:
+            schedules = ("store", "recompute", "invert")  # from the most memory to the least
+            leaner = schedules[schedules.index(memory.schedule) + 1 :]
+            options = [*(f"memory={name!r}" for name in leaner), f"a batch_size below {rows}"]
+            advice = f"memory={memory.schedule!r} is in use; use {' or '.join(options)}"
+        cause = str(error).rstrip(".") or "out of memory"
+        raise OutOfMemoryError(f"a batch of {rows} rows is too large: {cause}; {advice}") from error
 
 
 def _list(shape: tuple[int, ...]) -> str:

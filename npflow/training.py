@@ -33,14 +33,14 @@ from npflow.errors import (
     NonFiniteError,
     ShapeError,
 )
-from npflow.flow import STATISTICS_STEP, Flow
+from npflow.flow import STATISTICS_STEP, Flow, explain_out_of_memory
 from npflow.metrics import bits_per_dim
 
 FORMAT = "npflow.training"
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 STATISTICS_ROWS = 10_000  # training rows that stored statistics are taken over
-FETCH_EVERY = 50  # steps between two looks at the loss on a device
+FETCH_EVERY = 50  # steps between two looks at the loss, if it is shown
 INTEGERS = {"dequantize": dequantize, "binarize": binarize}  # what integer rows become
 
 
@@ -169,7 +169,8 @@ def evaluate(
         -log 1/K sum_k p(v + u_k) / q(u_k | v),  K = samples draws of noise,  q = 1 if uniform
 
     The bound holds in the mean over the noise, and is the tighter the larger K is
-    (arXiv:1509.00519, theorem 1). Raises ConfigurationError if there is no noise to draw K times.
+    (arXiv:1509.00519, theorem 1). Raises as Flow.log_prob, OutOfMemoryError, and ConfigurationError
+    if there is no noise to draw K times.
     """
     data = rows if isinstance(rows, Data) else Data.on(flow, rows, context, integers)
     dequantized = data.rows.dtype.kind != "f" and data.integers == "dequantize"
@@ -184,8 +185,12 @@ def evaluate(
         total = np.array(-np.inf)
         for draw in range(samples):
             noise = seed, batch + draw * len(starts), random.Stream.DEQUANTIZE_EVALUATION
-            x, c = data.batch(flow, rows_of_batch, *noise)
-            log_weight = flow.bound(x, c, *noise) if flow.dequantizes(x) else flow.log_prob(x, c)
+            with explain_out_of_memory(batch_size):
+                x, c = data.batch(flow, rows_of_batch, *noise)
+                if flow.dequantizes(x):
+                    log_weight = flow.bound(x, c, *noise)
+                else:
+                    log_weight = flow.log_prob(x, c)
             total = np.logaddexp(total, flow.backend.to_numpy(log_weight).astype(np.float64))
         nll.append(-(total - math.log(samples)))
     return np.concatenate(nll)
@@ -223,37 +228,71 @@ class Trainer:
         )
         self.schedule = self._schedule()
         self.progress = Progress()
+        # Sums over steps that a device is not asked for in every step: the loss over those of the
+        # epoch under way, the gradient's norm over all.
+        self.loss_sum = flow.backend.xp.zeros((), np.float64)
+        self.norm_sum = flow.backend.xp.zeros(1, np.float64)
         self.best_values = flow.params.values.copy()
         self.best_state = flow.params.state.copy()
 
     def train_step(self, x: Array, context: Array | None) -> Array:
-        """One update from one batch; its mean nll as a 0-d array."""
-        self.flow.use_masks(self.progress.step)
-        if self.flow.dequantizes(x):
-            loss = self.flow.bound_and_grad(x, context, *self.noise(), self.options.memory)
+        """One update from one batch; its mean nll as a 0-d array.
+
+        On a device nothing waits for the result: `check` tells later if it was not finite.
+        """
+        flow, memory = self.flow, self.options.memory
+        flow.use_masks(self.progress.step)
+        if flow.dequantizes(x):
+            loss = flow.bound_and_grad(x, context, *self.noise(), memory)
         else:
-            loss = self.flow.loss_and_grad(x, context, self.options.memory)
-        if not self.flow.backend.on_device:
-            self.require_finite(float(loss), x, context)
+            loss = flow.loss_and_grad(x, context, memory)
+        if not flow.backend.on_device:
+            self.require_finite(loss, x, context)
         self.adam.step(self.schedule(self.progress.step))
-        if self.options.max_norm is not None:
-            # Adam leaves everything as it is if the norm is not finite; the loss tells of it.
-            loss = loss + 0 * self.adam.norm[0]
-            if not self.flow.backend.on_device:
-                self.require_finite(float(loss), x, context)
+        if self.options.max_norm is not None:  # Adam leaves all as it is if the norm is not finite
+            if flow.backend.on_device:
+                self.norm_sum += self.adam.norm
+            else:
+                self.require_finite(self.adam.norm[0], x, context)
+        self.loss_sum += loss
         self.progress.step += 1
         if self.average is not None:
             self.average.update(self.progress.step)
         return loss
 
-    def require_finite(self, loss: float, x: Array, context: Array | None) -> None:
-        if not math.isfinite(loss):
+    def require_finite(self, number: Array, x: Array, context: Array | None) -> None:
+        """Raise NonFiniteError unless this result of the step under way is finite."""
+        if not math.isfinite(number):
             error = self.flow.non_finite_error(x, context, *self.noise())
             raise NonFiniteError(f"training step {self.progress.step + 1}: {error}")
 
-    def noise(self) -> tuple[int, int, random.Stream]:
-        """The seed, step and stream of the noise of the step under way."""
-        return self.options.seed, self.progress.step, random.Stream.DEQUANTIZE
+    def check(self, loss: Array, x: Array, context: Array | None, since: int) -> None:
+        """Raise NonFiniteError unless all that the steps after step `since` left is finite, and
+        InversionDriftError if one of them strayed too far.
+
+        loss, x, context : of the last of these steps
+        """
+        values_are_finite = bool(self.flow.backend.xp.isfinite(self.flow.params.values).all())
+        sums_are_finite = math.isfinite(self.loss_sum) and math.isfinite(self.norm_sum[0])
+        if values_are_finite and sums_are_finite:
+            self.flow.check_drift()
+            return
+        last = self.progress.step
+        steps = f"step {last}" if since + 1 == last else f"steps {since + 1} to {last}"
+        last_is_finite = math.isfinite(loss) and math.isfinite(self.adam.norm[0])
+        if values_are_finite and last_is_finite:
+            raise NonFiniteError(
+                f"training {steps}: the loss or the gradient's norm was not finite before the last "
+                "of them; lower the learning rate, or resume with backend 'numpy', which names the "
+                "step and the layer"
+            )
+        error = self.flow.non_finite_error(x, context, *self.noise(last - 1))
+        raise NonFiniteError(f"training {steps}: {error}")
+
+    def noise(self, step: int | None = None) -> tuple[int, int, random.Stream]:
+        """The seed, step and stream of the noise of that step, or of the one under way."""
+        step = self.progress.step if step is None else step
+        return self.options.seed, step, random.Stream.DEQUANTIZE
 
     def validate(self, data: Data | None, statistics: Data) -> float | None:
         """The validation nll of the averaged weights (or the weights); keeps the best of them."""
@@ -369,8 +408,9 @@ def fit(
     on_epoch          : called after every epoch with its number and the flow
 
     Returns one dictionary an epoch, as in metrics.jsonl. Ctrl-C ends the step under way, writes a
-    checkpoint and raises KeyboardInterrupt. Raises NonFiniteError (the last checkpoint stays),
-    ShapeError, CheckpointError or ConfigurationError.
+    checkpoint and raises KeyboardInterrupt. Raises NonFiniteError or OutOfMemoryError (the last
+    checkpoint stays), ShapeError, CheckpointError or ConfigurationError. On a device NonFiniteError
+    comes at the end of the epoch, or when the progress bar next shows the loss.
     """
     flow.bijection.check_memory(as_memory(options.memory))
     if flow.dequantizer is not None:
@@ -420,25 +460,27 @@ def fit(
 def _train_epoch(trainer: Trainer, data: Data, bar: tqdm, interrupted: threading.Event) -> bool:
     """The rest of the epoch under way; False if it was interrupted between two steps."""
     flow, options, progress = trainer.flow, trainer.options, trainer.progress
-    xp, size = flow.backend.xp, trainer.batch_size
-    order = xp.asarray(
+    size, memory = trainer.batch_size, as_memory(options.memory)
+    order = flow.backend.xp.asarray(
         random.permutation(trainer.rows, options.seed, random.Stream.ORDER, progress.epoch)
     )
-    loss_sum = xp.asarray(progress.loss_sum, dtype=np.float64)
+    trainer.loss_sum.fill(progress.loss_sum)
+    checked = progress.step
     first = progress.step - progress.epoch * trainer.steps_per_epoch
     for k in range(first, trainer.steps_per_epoch):
-        x, context = data.batch(flow, order[k * size : (k + 1) * size], *trainer.noise())
-        loss = trainer.train_step(x, context)
-        loss_sum = loss_sum + loss
+        with explain_out_of_memory(size, memory):
+            x, context = data.batch(flow, order[k * size : (k + 1) * size], *trainer.noise())
+            loss = trainer.train_step(x, context)
         bar.update()
-        if (k + 1) % FETCH_EVERY == 0:
-            trainer.require_finite(float(loss_sum), x, context)
-            bar.set_postfix_str(_nats_and_bits(flow, float(loss_sum) / (k + 1)), refresh=False)
+        if not bar.disable and (k + 1) % FETCH_EVERY == 0:
+            trainer.check(loss, x, context, since=checked)
+            checked = progress.step
+            nll = float(trainer.loss_sum) / (k + 1)
+            bar.set_postfix_str(_nats_and_bits(flow, nll), refresh=False)
         if interrupted.is_set() and k + 1 < trainer.steps_per_epoch:
             break
-    parameters_are_finite = bool(xp.isfinite(flow.params.values).all())
-    trainer.require_finite(float(loss_sum) if parameters_are_finite else math.nan, x, context)
-    progress.loss_sum = float(loss_sum)
+    trainer.check(loss, x, context, since=checked)
+    progress.loss_sum = float(trainer.loss_sum)
     return k + 1 == trainer.steps_per_epoch
 
 

@@ -216,7 +216,7 @@ ACTNORM = [
     plant("gradients", reference, "actnorm_inverse_backward", "exp(-log", "exp(log"),
 ]
 CONV1X1 = [
-    plant("log_det", InvertibleConv1x1, "_log_det_of", "+ _pixels(x)", "+ 0 * _pixels(x)"),
+    plant("log_det", InvertibleConv1x1, "_log_det_of", "_pixels(x) *", "0 *"),
     plant("inverse", InvertibleConv1x1, "inverse", "self._updated_inverse()", "self._weight().T"),
     plant("inverse", InvertibleConv1x1, "inverse", "-self._log_det_of", "self._log_det_of"),
     plant("gradients", InvertibleConv1x1, "backward", "_pixels(dz) *", "0 *"),

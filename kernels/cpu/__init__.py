@@ -48,6 +48,7 @@ from .inverse_matrix import update_inverse
 from .linear import linear_backward, linear_forward
 from .logit import logit_backward, logit_forward, logit_inverse, logit_inverse_backward
 from .masked_linear import masked_linear_backward, masked_linear_forward
+from .mix import mix_backward, mix_forward
 from .mixture import mixture_backward, mixture_log_prob
 from .optimizer import adam_step, ema_update, global_norm
 from .random import normal, uniform

@@ -80,7 +80,6 @@ class InvertibleConv1x1(Bijection):
         self._inverse = xp.full(shape, np.nan, dtype)
         self._log_det = xp.full(1, np.nan, dtype)
         self._count = xp.zeros(1, np.int64)
-        self._bias = xp.zeros(self.channels, dtype)  # of the convolution kernel: there is none
         self._eye = xp.eye(self.channels, dtype=dtype)
         self._below = xp.tri(self.channels, k=-1, dtype=dtype)
 
@@ -90,16 +89,18 @@ class InvertibleConv1x1(Bijection):
         return int(self._count[0])
 
     def forward(self, x, context=None):
-        z = self._product(x, self._weight())  # F1
+        check_channels(self, x)
+        z = self.backend.kernels.mix_forward(x, self._weight())  # F1
         return z, self._log_det_of(x), InvertibleConv1x1Cache(x)
 
     def inverse(self, z, context=None):
-        x = self._product(z, self._updated_inverse())
+        check_channels(self, z)
+        x = self.backend.kernels.mix_forward(z, self._updated_inverse())
         return x, -self._log_det_of(z), InvertibleConv1x1Cache(x)
 
     def backward(self, cache, dz, dlog_det):
         dweight = self.backend.xp.zeros_like(self._eye)
-        dx = self._product_backward(dz, cache.x, self._weight(), dweight)  # B1
+        dx = self.backend.kernels.mix_backward(dz, cache.x, self._weight(), dweight)  # B1
         self._add_gradients(dweight, _pixels(dz) * dlog_det.sum())
         return dx, None
 
@@ -107,7 +108,7 @@ class InvertibleConv1x1(Bijection):
         inverse, products = self._updated_inverse(), self.backend.xp.zeros_like(self._eye)
         # The kernel's gradient for its weight is that for W^-1 if it is given z; x is at hand, and
         # what is wanted is x^T dx.
-        dz = self._product_backward(dx, cache.x, inverse, products)
+        dz = self.backend.kernels.mix_backward(dx, cache.x, inverse, products)
         self._add_gradients(-products @ inverse.T, -_pixels(dx) * dlog_det.sum())
         return dz, None
 
@@ -145,7 +146,7 @@ class InvertibleConv1x1(Bijection):
             log_det = self._log_det[0]
         else:
             log_det = self.log_s.value.sum()  # F4
-        return self.backend.xp.zeros(len(x), x.dtype) + _pixels(x) * log_det  # F2
+        return _pixels(x) * self.backend.xp.broadcast_to(log_det, len(x))  # F2
 
     def _add_gradients(self, dweight, dlog_det):
         """Add the gradients: dweight of the product's W, dlog_det of log|det W|."""
@@ -158,26 +159,6 @@ class InvertibleConv1x1(Bijection):
         self.lower.grad += dlower * self._below
         self.upper.grad += dupper * self._below.T
         self.log_s.grad += (dupper * upper).diagonal() + dlog_det
-
-    def _product(self, x, weight):
-        check_channels(self, x)
-        c = self.channels
-        z = self.backend.kernels.conv_forward(
-            x.reshape(len(x), 1, -1, c), weight.reshape(1, 1, c, c), self._bias, "identity"
-        )
-        return z.reshape(x.shape)
-
-    def _product_backward(self, dz, x, weight, dweight):
-        """dz weight^T; x^T dz is added to dweight."""
-        c = self.channels
-        rows, square = (len(x), 1, -1, c), (1, 1, c, c)
-        dz_rows = dz.reshape(rows)
-        dbias = self.backend.xp.zeros_like(self._bias)
-        dx = self.backend.kernels.conv_backward(
-            dz_rows, x.reshape(rows), dz_rows, weight.reshape(square), "identity",
-            dweight.reshape(square), dbias,
-        )  # fmt: skip
-        return dx.reshape(dz.shape)
 
 
 def _pixels(x: Array) -> int:

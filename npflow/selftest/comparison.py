@@ -24,8 +24,8 @@ TOLERANCES = {
     **dict.fromkeys(  # sums of products, in the dtype
         (
             "linear_forward", "linear_backward", "masked_linear_forward", "masked_linear_backward",
-            "conv_forward", "conv_backward", "autoregressive_inverse",
-            "autoregressive_inverse_backward",
+            "conv_forward", "conv_backward", "mix_forward", "mix_backward",
+            "autoregressive_inverse", "autoregressive_inverse_backward",
         ),
         128,
     ),

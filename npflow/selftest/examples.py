@@ -142,6 +142,13 @@ def _conv(rng: Generator, b: int, d: int) -> Calls:
         yield "conv_backward", (dy, x, y, weight, activation, dweight, dbias)
 
 
+def _mix(rng: Generator, b: int, d: int) -> Calls:
+    x, dz = rng.normal(size=(b, 2, d)), rng.normal(size=(b, 2, 3))
+    weight, dweight = rng.normal(size=(2, d, 3))
+    yield "mix_forward", (x, weight)
+    yield "mix_backward", (dz, x, weight, dweight)
+
+
 def _conv_weights(rng: Generator, b: int, d: int) -> Calls:
     dweight, weight, dv = rng.normal(size=(3, *PIXELS, d))
     bias, dbias, gain, dgain, dgiven_bias = rng.normal(size=(5, d))
@@ -298,7 +305,7 @@ def _drift(rng: Generator, b: int, d: int) -> Calls:
 FAMILIES: tuple[Callable[[Generator, int, int], Calls], ...] = (
     _random, _linear, _masked_linear, _autoregressive, _conv, _gated, _affine,
     _rational_quadratic, _diagonal, _batch_norm, _actnorm, _inverse_matrix, _logit, _densities,
-    _mixture, _columns, _conv_weights, _drift, _optimizer,
+    _mixture, _columns, _mix, _conv_weights, _drift, _optimizer,
 )  # fmt: skip
 
 
