@@ -101,7 +101,7 @@ def _cuda_problem() -> str | None:
     runtime = cupy.cuda.runtime
     try:
         if runtime.getDeviceCount() > 0:
-            return None
+            return _library_problem()
         found = "the count of devices is 0"
     except runtime.CUDARuntimeError as error:
         found = str(error)
@@ -118,3 +118,13 @@ def _cuda_problem() -> str | None:
     else:
         problem = f"no CUDA device ({found}); check nvidia-smi and CUDA_VISIBLE_DEVICES"
     return f"backend 'cupy': CuPy {cupy.__version__} is installed but finds {problem}; or {_ELSE}"
+
+
+def _library_problem() -> str | None:
+    """Whether CUDA's libraries, which CuPy loads at their first use, are missing."""
+    try:
+        importlib.import_module("npflow.kernels.gpu")
+    except ImportError as error:
+        missing = str(error).splitlines()[0]
+        return f"backend 'cupy' needs CUDA's libraries: {missing}. {_INSTALL}; or {_ELSE}"
+    return None

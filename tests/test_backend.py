@@ -168,6 +168,20 @@ def test_cupy_without_a_device_is_an_error_that_says_why(machine, monkeypatch):
     assert_refused(r"backend 'cupy': CuPy 14\.2\.0 is installed but finds .*" + message)
 
 
+def test_cupy_without_the_libraries_of_cuda_is_an_error_with_the_install_line(monkeypatch):
+    import_module = importlib.import_module
+
+    def without_cublas(name):
+        if name == "npflow.kernels.gpu":
+            raise ImportError("Failure finding libcublasLt.so.13\nLibraries installed here: ...")
+        return import_module(name)
+
+    runtime = SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=CUDARuntimeError)
+    pretend_installed(monkeypatch, SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+    monkeypatch.setattr(importlib, "import_module", without_cublas)
+    assert_refused(r"needs CUDA's libraries: Failure finding libcublasLt\.so\.13\. pip install")
+
+
 @pytest.mark.parametrize(
     ("memory", "advice"),
     [
