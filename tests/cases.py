@@ -11,8 +11,9 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+from gpu import ON_GPU
 
-from npflow import get_backend, testing
+from npflow import testing
 from npflow.bijections import (
     ActNorm,
     BatchNorm,
@@ -40,25 +41,11 @@ from npflow.bijections import (
     swap_halves,
 )
 from npflow.elementwise import Additive, Affine, RationalQuadratic
-from npflow.errors import BackendError
 from npflow.networks import MADE, MLP, ConvNet, GatedResNet
 from npflow.params import Component, walk
 
-
-def _runs(backend: str) -> bool:
-    try:
-        get_backend(backend)
-    except BackendError:
-        return False
-    return True
-
-
 NETWORKS = (MLP, MADE, ConvNet, GatedResNet)
 
-ON_GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not _runs("cupy"), reason="needs a GPU, or tests/cuda_on_cpu"),
-]
 BACKENDS = ["reference", "numpy", pytest.param("cupy", marks=ON_GPU)]
 # Differences take thousands of passes. In every run the cupy backend is held against the reference.
 BACKENDS_OF_DIFFERENCES = [*BACKENDS[:2], pytest.param("cupy", marks=[*ON_GPU, pytest.mark.slow])]

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from gpu import ON_GPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -77,9 +78,8 @@ def test_reference_backward_is_the_gradient(k, activation):
 
 
 def gpu_on_numpy_arrays():
-    cupy = pytest.importorskip("cupy")
-    if not cupy.is_available():
-        pytest.skip("no CUDA device")
+    import cupy
+
     from npflow.kernels.gpu import conv
 
     def conv_forward(*args):
@@ -96,7 +96,7 @@ def gpu_on_numpy_arrays():
     return SimpleNamespace(conv_forward=conv_forward, conv_backward=conv_backward)
 
 
-@pytest.fixture(params=["reference", "cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["reference", "cpu", pytest.param("gpu", marks=ON_GPU)])
 def kernels(request):
     """The kernels of one version, on NumPy arrays."""
     match request.param:

@@ -8,30 +8,19 @@ from __future__ import annotations
 
 import importlib
 import re
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from gpu import ON_GPU, tool
 
 from npflow import get_backend
-from npflow.errors import BackendError
 from npflow.selftest.comparison import arrays_of, compare, on_arrays, rounded
 from npflow.selftest.examples import FAMILIES, SIZES, examples
 
-
-def _problem() -> str | None:
-    try:
-        get_backend("cupy")
-    except BackendError as error:
-        return str(error)
-    return None
-
-
-PROBLEM = _problem()
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))]
+pytestmark = ON_GPU
 
 NAMES = tuple(examples(*SIZES[0]))
 ORDERS = ("forward", "reverse", "random:3", "warps")
@@ -45,12 +34,6 @@ NEVER_EMPTY = {
 
 every_kernel = pytest.mark.parametrize("name", NAMES)
 both = pytest.mark.parametrize("dtype", ["float32", "float64"])
-
-
-def tool():
-    """cuda_on_cpu if it stands in for the device, None on a GPU."""
-    found = sys.modules.get("cuda_on_cpu")
-    return found if found is not None and found.installed() else None
 
 
 def sizes(name):

@@ -15,22 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gpu import ON_GPU, tool
 
 from npflow import datasets, get_backend, models, training
-from npflow.errors import BackendError, NonFiniteError, OutOfMemoryError
+from npflow.errors import NonFiniteError, OutOfMemoryError
 from npflow.flow import Flow
 from npflow.training import CHECKPOINT, METRICS, Data, Trainer, TrainingOptions, evaluate, fit
 
-
-def problem():
-    try:
-        get_backend("cupy")
-    except BackendError as error:
-        return str(error)
-    return None
-
-
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(problem() is not None, reason=str(problem()))]
+pytestmark = ON_GPU
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 SCRIPTS = sorted(p for p in FOLDER.glob("*.py") if "\ndef main(" in p.read_text())
@@ -40,20 +32,6 @@ LOSS = {"float32": 1e-5, "float64": 1e-11}
 PROBABILITY = {"float32": 1e-5, "float64": 1e-13}
 
 both = pytest.mark.parametrize("dtype", ["float32", "float64"])
-
-
-def tool():
-    """cuda_on_cpu if it stands in for the device, None on a GPU."""
-    found = sys.modules.get("cuda_on_cpu")
-    return found if found is not None and found.installed() else None
-
-
-@pytest.fixture
-def count():
-    """Of copies, launches and allocations."""
-    if tool() is None:
-        pytest.skip("a GPU does not count its copies and launches; the stand-in device does")
-    return tool().count
 
 
 @pytest.fixture
@@ -323,7 +301,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("row", COUNTS)
-def test_a_training_step_launches_and_copies(row, count, pool):
+def test_a_training_step_launches_and_copies(row, device_counters, pool):
     name, options, launches, products = COUNTS[row]
     if name == "wide":
         flow = models.realnvp(784, couplings=8, hidden=(64, 64), backend="cupy")
@@ -335,7 +313,7 @@ def test_a_training_step_launches_and_copies(row, count, pool):
     order = flow.backend.xp.arange(len(rows))
     used = set()
     for k in range(8):
-        with count() as counted:
+        with device_counters() as counted:
             x, context = data.batch(flow, order[8 * k : 8 * k + 8], *trainer.noise())
             trainer.train_step(x, context)
         assert counted["h2d"] == counted["d2h"] == 0
@@ -352,13 +330,13 @@ def test_a_training_step_launches_and_copies(row, count, pool):
 
 @pytest.mark.parametrize("options", [{}, CLIPPED])
 @pytest.mark.parametrize("steps", [10, 100])
-def test_copies_of_an_epoch_do_not_grow_with_its_steps(steps, options, count):
+def test_copies_of_an_epoch_do_not_grow_with_its_steps(steps, options, device_counters):
     """To the device: the data and their order. To the host: whether the data are finite; and at the
     end the loss, for the record and its check, the norm, and whether the parameters are finite.
     """
     flow = models.realnvp(2, couplings=2, hidden=(4,), backend="cupy")
     rows = datasets.toy("two_moons", 4 * steps, 0)
-    with count() as counted:
+    with device_counters() as counted:
         train(flow, rows, epochs=1, batch_size=4, **options)
     assert (counted["h2d"], counted["d2h"]) == (2, 5)
 
@@ -397,14 +375,14 @@ def test_a_gradient_that_is_not_finite_is_found_at_the_next_look(
 
 def test_memory_that_ends_in_training_is_an_error_that_says_what_needs_less(pool, tmp_path):
     """Under a limit that storing exceeds and recomputing does not. The last checkpoint stays."""
-    rows = datasets.toy("two_moons", 512, 0)
+    rows = datasets.toy("two_moons", 2048, 0)
 
     def run(memory, limit=0, **arguments):
         """The last epoch of two under that limit."""
         pool.set_limit(size=0)
         empty(pool)
-        flow = models.realnvp(2, couplings=8, hidden=(32,), backend="cupy")
-        options = TrainingOptions(epochs=2, batch_size=256, memory=memory)
+        flow = models.realnvp(2, couplings=8, hidden=(128,), backend="cupy")
+        options = TrainingOptions(epochs=2, batch_size=1024, memory=memory)
 
         def set_limit(epoch, flow):
             if epoch == 1:
@@ -422,10 +400,10 @@ def test_memory_that_ends_in_training_is_an_error_that_says_what_needs_less(pool
         run("store", limit, out=tmp_path)
     assert type(caught.value.__cause__) is pool_error()
     message = str(caught.value)
-    assert message.startswith("a batch of 256 rows is too large: Out of memory allocating ")
+    assert message.startswith("a batch of 1024 rows is too large: Out of memory allocating ")
     assert message.endswith(
         "memory='store' is in use; use memory='recompute' or memory='invert' or a batch_size "
-        "below 256"
+        "below 1024"
     )
     assert len(records(tmp_path)) == 1
     del caught

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import BACKENDS
+from gpu import ON_GPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_mutations import Edit, mutated
@@ -109,14 +110,13 @@ def gated_arrays(shape, dtype, seed=0, strided=False):
     return make(*shape), make(*shape[:-1], 2 * channels), gain, shift, dy, dgain, dshift
 
 
-@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=ON_GPU)])
 def kernels(request):
     """The kernels of one version, on NumPy arrays."""
     if request.param == "cpu":
         return cpu
-    cupy = pytest.importorskip("cupy")
-    if not cupy.is_available():
-        pytest.skip("no CUDA device")
+    import cupy
+
     from npflow.kernels import gpu
 
     def on_numpy_arrays(name):

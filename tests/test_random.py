@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from gpu import ON_GPU
 
 from npflow.backend import get_backend
 from npflow.errors import ConfigurationError, DtypeError, ShapeError
@@ -37,14 +38,13 @@ KNOWN_ANSWERS = [
 ]
 
 
-@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=ON_GPU)])
 def kernels(request):
     """The kernels of one version, answering in NumPy arrays."""
     if request.param == "cpu":
         return cpu
-    cupy = pytest.importorskip("cupy")
-    if not cupy.is_available():
-        pytest.skip("no CUDA device")
+    import cupy
+
     from npflow.kernels.gpu import random as gpu
 
     return SimpleNamespace(

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from gpu import ON_GPU, PROBLEM
 
 from npflow import get_backend
-from npflow.errors import BackendError
 from npflow.selftest import __main__ as selftest
 from npflow.selftest.comparison import arrays_of, compare, on_arrays
 from npflow.selftest.examples import MEMORY_BOUND, SIZES, examples
@@ -22,14 +22,6 @@ from npflow.selftest.timing import FEATURES, ROWS, kernel_rate
 from npflow.selftest.training import FLOWS
 
 NAMES = tuple(examples(7, 5))
-
-
-def _runs(backend: str) -> bool:
-    try:
-        get_backend(backend)
-    except BackendError:
-        return False
-    return True
 
 
 def test_every_kernel_has_examples():
@@ -181,7 +173,7 @@ def test_a_misuse_ends_with_status_2_and_one_line(tmp_path, capsys, monkeypatch)
     assert "--megabytes is -1" in lines[0] and str(missing) in lines[1]
 
 
-@pytest.mark.skipif(_runs("cupy"), reason="the cupy backend runs here")
+@pytest.mark.skipif(PROBLEM is None, reason="the cupy backend runs here")
 def test_without_a_device_it_ends_with_status_2_and_one_line():
     command = [sys.executable, "-m", "npflow.selftest", "--backend", "cupy"]
     run = subprocess.run(command, capture_output=True, text=True)
@@ -189,13 +181,12 @@ def test_without_a_device_it_ends_with_status_2_and_one_line():
     assert run.stderr.startswith("npflow.selftest: backend 'cupy'") and run.stderr.count("\n") == 1
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not _runs("cupy"), reason="needs CUDA")
-def test_on_a_gpu(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("backend", [pytest.param("cupy", marks=ON_GPU)])
+def test_on_a_gpu(backend, tmp_path, capsys, monkeypatch):
     out = tmp_path / "selftest.json"
     monkeypatch.setattr(selftest, "SIZES", SIZES[1:2])
     monkeypatch.setattr(selftest, "MEMORY_BOUND", ("diagonal_forward", "adam_step"))
-    assert selftest.main(["--backend", "cupy", "--megabytes", "1", "--out", str(out)]) == 0
+    assert selftest.main(["--backend", backend, "--megabytes", "1", "--out", str(out)]) == 0
     assert "compute capability" in capsys.readouterr().out
     results = json.loads(out.read_text())
     assert results["machine"]["CuPy"] and results["rates"].keys() == {
