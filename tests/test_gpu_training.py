@@ -104,13 +104,17 @@ def test_every_experiment_has_the_losses_of_the_cpu(script, dtype, monkeypatch, 
         assert_close(ours, theirs, dtype)
 
 
+def run(script, folder, *arguments, **environment):
+    """`--smoke --backend cupy` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, script, "--backend", "cupy", "--smoke", "--out", folder, *arguments],
+        env=os.environ | {"MPLBACKEND": "agg"} | environment, capture_output=True, text=True,
+    )  # fmt: skip
+
+
 @both
 def test_an_experiment_from_start_to_end(dtype, tmp_path):
-    result = subprocess.run(
-        [sys.executable, FOLDER / "mnist_realnvp.py", "--backend", "cupy", "--smoke",
-         "--dtype", dtype, "--out", tmp_path],
-        env=os.environ | {"MPLBACKEND": "agg"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    result = run(FOLDER / "mnist_realnvp.py", tmp_path, "--dtype", dtype)
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["backend"], summary["dtype"]) == ("cupy", dtype)
@@ -120,14 +124,19 @@ def test_an_experiment_from_start_to_end(dtype, tmp_path):
     assert {"samples.png", "model.safetensors", CHECKPOINT} <= {p.name for p in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_experiment_from_start_to_end(script, tmp_path):
+    result = run(script, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "summary.json").read_text())["backend"] == "cupy"
+    assert list(tmp_path.glob("*.png"))
+
+
 def test_an_experiment_without_enough_memory_ends_with_one_message(tmp_path):
     if tool() is None:
         pytest.skip("the memory of a GPU is what it is; that of the stand-in device can be chosen")
-    result = subprocess.run(
-        [sys.executable, FOLDER / "toy_realnvp.py", "--backend", "cupy", "--smoke",
-         "--out", tmp_path],
-        env=os.environ | {"CUDA_ON_CPU_MEMORY": "60000"}, capture_output=True, text=True,
-    )  # fmt: skip
+    result = run(FOLDER / "toy_realnvp.py", tmp_path, CUDA_ON_CPU_MEMORY="60000")
     assert result.returncode == 2, result.stderr
     assert result.stderr.splitlines()[-1].startswith("toy_realnvp.py: ")
     assert "Out of memory allocating" in result.stderr
