@@ -26,8 +26,9 @@ reference = get_backend("reference").kernels  # for arguments that are another k
 PIXELS = (2, 3)  # of images
 EPSILON = 0.1
 
-# Rows and features: one, a few, more than a warp, and more than a block, either way.
-SIZES = ((1, 1), (7, 5), (37, 33), (600, 3), (2, 300))
+# Rows and features: one, a few, more than a warp, more than a block, either way, and more rows than
+# a tile of a product.
+SIZES = ((1, 1), (7, 5), (37, 33), (600, 3), (2, 300), (130, 9))
 
 # Formulas fused into one pass over memory: their time is that of the bytes they move. The others
 # are products of matrices, random numbers, or arithmetic on a small matrix.
@@ -67,7 +68,7 @@ def _random(rng: Generator, b: int, d: int) -> Calls:
 
 def _linear(rng: Generator, b: int, d: int) -> Calls:
     for activation in ACTIVATIONS:
-        for n_out in (1, 7):
+        for n_out in (1, 7, 70):
             x, dy = rng.normal(size=(b, d)), rng.normal(size=(b, n_out))
             weight, dweight = rng.normal(size=(2, d, n_out)) / np.sqrt(d)
             bias, dbias = rng.normal(size=(2, n_out))
